@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.10+ and make, nothing else: both build their own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install test demo check format benchmark clean
+
+help:
+	@echo "make demo       pre-train in a maze without a reward, print the coverage, draw the pictures"
+	@echo "make test       lint, types and tests"
+	@echo "make benchmark  the figures of docs/results.md (hours)"
+
+# torch comes first and pinned: the library's own range would otherwise pick whatever build is newest.
+$(VENV)/installed: requirements.txt setup.py sb3_exdm/version.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("sb3-exdm needs Python 3.10 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+install: $(VENV)/installed
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sb3_exdm envs
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: check
+	$(BIN)/python -m pytest
+
+demo: install
+	$(BIN)/exdm pretrain --env Maze2d-SquareA-v0 --steps 50000 --seed 0 --out runs/demo --overwrite
+
+benchmark: install
+	$(BIN)/exdm benchmark coverage --out runs/benchmark
+
+clean:
+	rm -rf $(VENV) build *.egg-info runs

@@ -1,0 +1,291 @@
+"""The geometry of a maze: cells, walls and what follows from them. No physics, no task, no randomness but the start."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Cell = tuple[int, int]
+Wall = tuple[float, float, float, float]
+
+START_WALL_DISTANCE = 0.05
+"""An episode starts at least this far from every wall."""
+
+_DATA_FILE = Path(__file__).parent.parent / "layouts.json"
+_ENV_ID = re.compile(r"^Maze2d-(\w+)-v\d+$")
+
+
+@cache
+def _read_layouts() -> dict[str, dict[str, Any]]:
+    return json.loads(_DATA_FILE.read_text(encoding="utf-8"))["mazes"]
+
+
+@dataclass(frozen=True, eq=False)
+class MazeLayout:
+    """
+    A maze of unit cells centred on integer coordinates; cell ``(i, j)`` is the square ``[i ± 0.5] x [j ± 0.5]``.
+
+    Every cell side that leads nowhere is a wall, so the cells are enclosed; walls may also separate two cells.
+    All lengths are in cells. Arrays derived from the geometry are read-only.
+
+    :param name: Short name, e.g. ``"SquareA"``
+    :param cells: Centres ``(i, j)`` of the cells
+    :param walls: Unit segments ``(x1, y1, x2, y2)`` with ``x1 <= x2``, ``y1 <= y2``, on the half-integer grid lines
+    :param start_cells: Cells in which episodes start
+    :param goal_cells: Cells that carry a goal in the original maze; the last one is the default goal
+    :param bounding_box: ``(x_min, y_min, x_max, y_max)`` of the walls
+    :param enclosed_area: Area that the paper divides by in the state coverage. In ``SquareD`` this is the whole box,
+        6 unreachable squares included, which is why coverage cannot reach 1 there
+    :param coverage_bin: Bin width of the state coverage
+    :raises ValueError: if a wall is not on the grid, a cell side that leads nowhere has no wall, or a start or goal
+        is not a cell
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    walls: tuple[Wall, ...] = field(repr=False)
+    start_cells: tuple[Cell, ...]
+    goal_cells: tuple[Cell, ...]
+    bounding_box: tuple[float, float, float, float]
+    enclosed_area: float
+    coverage_bin: float
+
+    def __post_init__(self) -> None:
+        for wall in self.walls:
+            x1, y1, x2, y2 = wall
+            if (x2 - x1, y2 - y1) not in ((1, 0), (0, 1)) or any(value % 1 != 0.5 for value in wall):
+                raise ValueError(f"maze {self.name}: {wall} is not a unit segment of the half-integer grid")
+        for kind, cells in (("start", self.start_cells), ("goal", self.goal_cells)):
+            missing = [cell for cell in cells if not self.has_cell(cell)]
+            if missing or not cells:
+                raise ValueError(f"maze {self.name}: the {kind} cells {missing or '(none given)'} are not among its cells")
+        for cell in self.cells:
+            for i, j in _around(cell):
+                if not self.has_cell((i, j)) and not self.has_wall(cell, (i, j)):
+                    raise ValueError(f"maze {self.name}: cell {cell} is open towards {(i, j)}, which is not a cell")
+
+    @classmethod
+    def load(cls, name: str) -> MazeLayout:
+        """
+        One of the mazes of the paper, read once and then shared.
+
+        :param name: One of ``MAZE_NAMES``, or an env id such as ``"Maze2d-SquareA-v0"``
+        :return: The layout; loading it again gives the same object
+        :raises ValueError: if there is no such maze
+        """
+        match = _ENV_ID.match(name)
+        return _load(match.group(1) if match else name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The derived arrays are not worth shipping to a subprocess, and a copy of frozen data is the data itself.
+        if self.name in MAZE_NAMES and _load(self.name) is self:
+            return MazeLayout.load, (self.name,)
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return MazeLayout, tuple(values)
+
+    def __copy__(self) -> MazeLayout:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MazeLayout:
+        return self
+
+    # ------------------------------------------------------------------ grid
+
+    @cached_property
+    def origin(self) -> Cell:
+        """Cell in the lower left corner of the bounding box; array index ``[0, 0]`` of every grid of cells."""
+        return round(self.bounding_box[0] + 0.5), round(self.bounding_box[1] + 0.5)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Number of cells of the bounding box along x and y."""
+        x_min, y_min, x_max, y_max = self.bounding_box
+        return round(x_max - x_min), round(y_max - y_min)
+
+    @cached_property
+    def is_cell(self) -> np.ndarray:
+        """Which squares of the bounding box are cells, bool of ``shape``."""
+        grid = np.zeros(self.shape, dtype=bool)
+        grid[tuple((np.array(self.cells) - self.origin).T)] = True
+        return _frozen(grid)
+
+    @cached_property
+    def _cell_set(self) -> frozenset[Cell]:
+        return frozenset(self.cells)
+
+    @cached_property
+    def _wall_set(self) -> frozenset[Wall]:
+        return frozenset(self.walls)
+
+    def has_cell(self, cell: Cell) -> bool:
+        """Whether the square is a cell of the maze."""
+        return cell in self._cell_set
+
+    @cached_property
+    def wall_array(self) -> np.ndarray:
+        """The walls as a float array, (n_walls, 4)."""
+        return _frozen(np.array(self.walls, dtype=np.float64))
+
+    def has_wall(self, cell: Cell, neighbour: Cell) -> bool:
+        """
+        Whether a wall separates two squares that share a side.
+
+        :param cell: A square, not necessarily a cell of the maze
+        :param neighbour: A square beside it
+        """
+        x, y = (cell[0] + neighbour[0]) / 2, (cell[1] + neighbour[1]) / 2
+        if cell[1] == neighbour[1]:
+            return (x, y - 0.5, x, y + 0.5) in self._wall_set
+        return (x - 0.5, y, x + 0.5, y) in self._wall_set
+
+    def neighbours(self, cell: Cell) -> list[Cell]:
+        """Cells that can be entered from ``cell`` across one side."""
+        return [other for other in _around(cell) if self.has_cell(other) and not self.has_wall(cell, other)]
+
+    # ------------------------------------------------------------------ graph
+
+    def distances(self, cell: Cell) -> dict[Cell, int]:
+        """
+        Number of cell sides to cross from ``cell`` to every cell that can be reached, itself included.
+
+        :param cell: Where to begin
+        :raises ValueError: if it is not a cell of the maze
+        """
+        self.check_cell(cell)
+        distance = {cell: 0}
+        queue = deque([cell])
+        while queue:
+            here = queue.popleft()
+            for other in self.neighbours(here):
+                if other not in distance:
+                    distance[other] = distance[here] + 1
+                    queue.append(other)
+        return distance
+
+    def farthest_cell(self, cell: Cell | None = None) -> Cell:
+        """
+        The cell at the greatest graph distance; of several, the one that ``cells`` lists last.
+
+        :param cell: Where to measure from, the first start cell by default
+        """
+        distance = self.distances(self.start_cells[0] if cell is None else cell)
+        return max(reversed(self.cells), key=lambda other: distance.get(other, -1))
+
+    @cached_property
+    def reachable_cells(self) -> frozenset[Cell]:
+        """Cells that can be reached from a start cell."""
+        return frozenset(cell for start in self.start_cells for cell in self.distances(start))
+
+    def check_cell(self, cell: Cell) -> None:
+        """:raises ValueError: if ``cell`` is not a cell of this maze"""
+        if not self.has_cell(cell):
+            raise ValueError(f"{cell!r} is not a cell of the maze {self.name}; its cells are {sorted(self.cells)}")
+
+    # ------------------------------------------------------------------ positions
+
+    def contains(self, positions: np.ndarray) -> np.ndarray:
+        """
+        Which positions are in free space: in a cell and not on a wall.
+
+        :param positions: Float array, (..., 2)
+        :return: Bool array, (...); false for what is not finite
+        """
+        positions = _as_positions(positions)
+        points = positions.reshape(-1, 2)
+        free = np.isfinite(points).all(axis=1)
+        shifted = np.where(free[:, None], points, 0.0) + 0.5
+        index = np.floor(shifted) - self.origin
+        free &= ((index >= 0) & (index < self.shape)).all(axis=1)
+        rows, columns = np.where(free[:, None], index, 0.0).astype(np.intp).T
+        free &= self.is_cell[rows, columns]
+        on_line = np.flatnonzero(free & (shifted == np.floor(shifted)).any(axis=1))
+        free[on_line] = self.wall_distance(points[on_line]) > 0
+        return free.reshape(positions.shape[:-1])
+
+    def wall_distance(self, positions: np.ndarray) -> np.ndarray:
+        """
+        Euclidean distance to the nearest wall.
+
+        :param positions: Float array, (..., 2)
+        :return: Float array, (...)
+        """
+        return _distance_to(self.wall_array, _as_positions(positions))
+
+    @cached_property
+    def _start_walls(self) -> np.ndarray:
+        # Walls that reach into the margin of a start cell: the only ones that a start can be too close to.
+        beyond = _beyond(self.wall_array, np.array(self.start_cells, dtype=np.float64))  # (n_start_cells, n_walls, 2)
+        return _frozen(self.wall_array[(beyond.max(axis=-1) <= 0.5 + START_WALL_DISTANCE).any(axis=0)])
+
+    def sample_starts(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """
+        Draw positions uniformly in the start cells, at least 0.05 from every wall (by rejection).
+
+        :param rng: Where the random numbers come from
+        :param n: How many
+        :return: Positions, (n, 2)
+        """
+        cells = np.array(self.start_cells, dtype=np.float64)
+        starts = np.empty((n, 2))
+        rows = np.arange(n)
+        while rows.size:
+            uniform = rng.random((rows.size, 3))
+            chosen = cells[(uniform[:, 2] * len(cells)).astype(np.intp)]
+            starts[rows] = chosen + uniform[:, :2] - 0.5
+            rows = rows[_distance_to(self._start_walls, starts[rows]) < START_WALL_DISTANCE]
+        return starts
+
+
+@cache
+def _load(name: str) -> MazeLayout:
+    data = _read_layouts().get(name)
+    if data is None:
+        raise ValueError(f"there is no maze {name!r}; the mazes are {', '.join(MAZE_NAMES)}")
+    return MazeLayout(
+        name=name,
+        cells=tuple((i, j) for i, j in data["cells"]),
+        walls=tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in data["walls"]),
+        start_cells=tuple((i, j) for i, j in data["start_cells"]),
+        goal_cells=tuple((i, j) for i, j in data["goal_cells"]),
+        bounding_box=tuple(data["bounding_box"]),
+        enclosed_area=data["enclosed_area"],
+        coverage_bin=data["coverage_bin"],
+    )
+
+
+def _around(cell: Cell) -> list[Cell]:
+    i, j = cell
+    return [(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)]
+
+
+def _beyond(walls: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """How far positions (..., 2) lie outside each wall's extent along x and y, negative within: (..., n_walls, 2)."""
+    return np.maximum(walls[:, :2] - positions[..., None, :], positions[..., None, :] - walls[:, 2:])
+
+
+def _distance_to(walls: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    outside = np.maximum(_beyond(walls, positions), 0.0)  # (..., n_walls, 2)
+    return np.hypot(outside[..., 0], outside[..., 1]).min(axis=-1, initial=np.inf)  # (...)
+
+
+def _as_positions(positions: np.ndarray) -> np.ndarray:
+    positions = np.asarray(positions, dtype=np.float64)
+    if positions.ndim == 0 or positions.shape[-1] != 2:
+        raise ValueError(f"positions must have shape (..., 2), got {positions.shape}")
+    return positions
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+MAZE_NAMES: tuple[str, ...] = tuple(_read_layouts())
+"""Names of the mazes of the paper, in its order."""

@@ -1,0 +1,102 @@
+"""The task of the mazes: be near the goal. Pre-training ignores it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from .layout import Cell, MazeLayout
+
+RewardType = Literal["sparse", "dense"]
+
+GOAL_RADIUS = 0.15
+"""A goal counts as reached within this distance, as in the original mazes."""
+
+
+class GoalTask:
+    """
+    A goal in the middle of a cell, and the reward for being there.
+
+    :param layout: The maze
+    :param reward_type: ``"sparse"``: 1 within ``goal_radius`` of the goal, else 0; ``"dense"``: minus the Euclidean
+        distance to the goal, walls ignored
+    :param goal_cell: Cell ``(i, j)`` of the goal; ``"farthest"`` for the cell at the greatest graph distance from the
+        start; by default the last goal cell of the layout
+    :param goal_radius: Within this distance the goal counts as reached, > 0
+    :raises ValueError: if an argument is none of these
+    """
+
+    def __init__(
+        self,
+        layout: MazeLayout,
+        reward_type: RewardType = "sparse",
+        goal_cell: Cell | Literal["farthest"] | None = None,
+        goal_radius: float = GOAL_RADIUS,
+    ) -> None:
+        if reward_type not in ("sparse", "dense"):
+            raise ValueError(f'reward_type must be "sparse" or "dense", got {reward_type!r}')
+        if not 0 < goal_radius < float("inf"):
+            raise ValueError(f"goal_radius must be positive and finite, got {goal_radius!r}")
+        self.reward_type: RewardType = reward_type
+        self.goal_radius = float(goal_radius)
+        self.goal_cell = _to_cell(layout, goal_cell)
+        self.goal = np.array(self.goal_cell, dtype=np.float64)  # (2,)
+        self.goal.flags.writeable = False
+
+    def distance(self, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
+        """
+        Euclidean distance.
+
+        :param achieved: Positions, (..., 2)
+        :param desired: Goals that broadcast against them
+        :return: Distances, (...)
+        """
+        # Spelled out: the scalar form of a step computes the same expression, and both must round alike.
+        offset = achieved - desired
+        x, y = offset[..., 0], offset[..., 1]
+        return np.sqrt(x * x + y * y)
+
+    def reward(self, distance: np.ndarray) -> np.ndarray:
+        """
+        Reward at a distance from the goal.
+
+        :param distance: Distances, (...)
+        :return: Rewards, float64 (...)
+        """
+        if self.reward_type == "sparse":
+            return (distance <= self.goal_radius).astype(np.float64)
+        return -distance
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any = None) -> Any:
+        """
+        The reward for other goals, in Gymnasium's convention for goal-conditioned envs.
+
+        :param achieved_goal: Positions, (2,) or (n, 2)
+        :param desired_goal: Goals, (2,) or (n, 2)
+        :param info: Not used
+        :return: A float if both are (2,), else rewards of shape (n,)
+        :raises ValueError: if a shape is another one
+        """
+        achieved, desired = np.asarray(achieved_goal, dtype=np.float64), np.asarray(desired_goal, dtype=np.float64)
+        if achieved.shape[-1:] != (2,) or desired.shape[-1:] != (2,):
+            raise ValueError(f"goals must have shape (2,) or (n, 2), got {achieved.shape} and {desired.shape}")
+        reward = self.reward(self.distance(achieved, desired))
+        return float(reward) if reward.ndim == 0 else reward
+
+
+def _to_cell(layout: MazeLayout, goal_cell: Any) -> Cell:
+    if goal_cell is None:
+        return layout.goal_cells[-1]
+    if isinstance(goal_cell, str):
+        if goal_cell != "farthest":
+            raise ValueError(f'goal_cell must be a cell (i, j), "farthest" or None, got {goal_cell!r}')
+        return layout.farthest_cell()
+    try:
+        i, j = (int(index) for index in goal_cell)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'goal_cell must be a cell (i, j), "farthest" or None, got {goal_cell!r}') from error
+    if (i, j) != tuple(goal_cell):
+        raise ValueError(f"goal_cell must be whole numbers, got {goal_cell!r}")
+    layout.check_cell((i, j))
+    return i, j

@@ -1,0 +1,159 @@
+"""A diffusion model: a network, a noise schedule, an optimizer, and nothing about reinforcement learning."""
+
+import secrets
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch as th
+from torch import nn
+
+from sb3_exdm.diffusion.loss import denoising_error
+from sb3_exdm.diffusion.networks import NoisePredictor
+from sb3_exdm.diffusion.schedule import VPSchedule
+from sb3_exdm.diffusion.solver import dpm_solver_2m
+
+
+class DiffusionModel(nn.Module):
+    r"""
+    Fits :math:`p(x)` or :math:`p(x \mid c)` by denoising and samples from it.
+
+    The data should be of about unit scale. Noise levels are drawn log-uniformly in the ratio
+    :math:`\sigma_t / \alpha_t` between ``noise_ratios``: every level then weighs the same in the variational bound on
+    the log-likelihood (Kingma et al. 2021, arXiv 2107.00630, eq. 17).
+
+    :param dim: width of the data
+    :param condition_dim: width of the condition, 0 for an unconditional model
+    :param net_arch: widths of the hidden layers
+    :param residual: residual blocks, see :class:`~sb3_exdm.diffusion.networks.NoisePredictor`
+    :param dropout: dropout probability in residual blocks
+    :param frequencies: angular frequencies of the input features
+    :param learning_rate: of Adam
+    :param ema_rate: rate of the moving average of the weights that :meth:`predict_noise` uses, 0 for none
+    :param noise_ratios: smallest and largest noise ratio to train on; the whole schedule by default
+    :param schedule: noise schedule
+    :param seed: seed of initialisation, training noise and sampling
+    :param device: PyTorch device
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        condition_dim: int = 0,
+        *,
+        net_arch: Sequence[int] = (64, 64),
+        residual: bool = False,
+        dropout: float = 0.0,
+        frequencies: Sequence[float] = (),
+        learning_rate: float = 1e-3,
+        ema_rate: float = 0.99,
+        noise_ratios: tuple[float, float] | None = None,
+        schedule: VPSchedule | None = None,
+        seed: int | None = None,
+        device: th.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"The data must have at least one dimension, got dim={dim}.")
+        self.dim = dim
+        self.condition_dim = condition_dim
+        self.ema_rate = ema_rate
+        self.schedule = schedule or VPSchedule()
+        self.generator = th.Generator(device=device)
+        self.generator.manual_seed(secrets.randbits(32) if seed is None else seed)
+        with th.random.fork_rng(devices=[]):  # initialisation must not disturb the caller's generator
+            th.manual_seed(self.generator.initial_seed())
+            self.network = NoisePredictor(
+                dim, condition_dim, net_arch=net_arch, residual=residual, dropout=dropout, frequencies=frequencies
+            ).to(device)
+        self.average = deepcopy(self.network).requires_grad_(False).eval()
+        self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate, fused=True)
+        self._weights = list(self.network.parameters())
+        self._average_weights = list(self.average.parameters())
+        self.noise_ratios = noise_ratios or self.schedule.noise_ratio_range
+
+    @property
+    def noise_ratios(self) -> tuple[float, float]:
+        r"""Smallest and largest :math:`\sigma_t / \alpha_t` that training draws."""
+        return self._noise_ratios
+
+    @noise_ratios.setter
+    def noise_ratios(self, noise_ratios: tuple[float, float]) -> None:
+        low, high = noise_ratios
+        if not 0.0 < low <= high:
+            raise ValueError(f"Noise ratios must be positive and in increasing order, got {noise_ratios}.")
+        self._noise_ratios = (float(low), float(high))
+        low_log_snr, high_log_snr = -th.tensor([high, low], dtype=th.float64).log()
+        self._log_snr_range = (low_log_snr.item(), (high_log_snr - low_log_snr).item())
+
+    def levels(self, log_snr: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param log_snr: log signal-to-noise ratios
+        :return: the factors of data and noise, each of the same shape
+        """
+        # alpha^2 + sigma^2 = 1 makes both a sigmoid of twice the log ratio: no time is needed.
+        return th.sigmoid(2.0 * log_snr).sqrt(), th.sigmoid(-2.0 * log_snr).sqrt()
+
+    def fit(self, x: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
+        """
+        One step of Adam on the denoising error of a minibatch.
+
+        :param x: data, ``(batch, dim)``
+        :param condition: ``(batch, condition_dim)``
+        :return: mean denoising error, a scalar
+        """
+        low, span = self._log_snr_range
+        # Stratified: one draw in each of `batch` equal cells of the range.
+        cells = th.rand(len(x), generator=self.generator, device=x.device) + th.arange(len(x), device=x.device)
+        log_snr = low + span * cells / len(x)
+        noise = th.randn(x.shape, generator=self.generator, device=x.device)
+        alpha, sigma = self.levels(log_snr)
+        x_t = alpha.unsqueeze(1) * x + sigma.unsqueeze(1) * noise
+        self.network.train()
+        loss = denoising_error(self.network(x_t, alpha, sigma, log_snr, condition), noise).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self._update_average()
+        return loss.detach()
+
+    @th.no_grad()
+    def _update_average(self) -> None:
+        th._foreach_lerp_(self._average_weights, self._weights, 1.0 - self.ema_rate)
+
+    def predict_noise(self, x_t: th.Tensor, log_snr: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
+        """
+        Noise prediction of the averaged weights; differentiable in ``x_t``.
+
+        :param x_t: noisy samples, ``(batch, dim)``
+        :param log_snr: log signal-to-noise ratio, ``(batch,)``
+        :param condition: ``(batch, condition_dim)``
+        :return: ``(batch, dim)``
+        """
+        alpha, sigma = self.levels(log_snr)
+        return self.average(x_t, alpha, sigma, log_snr, condition)
+
+    @th.no_grad()
+    def sample(
+        self,
+        n_samples: int,
+        condition: th.Tensor | None = None,
+        *,
+        n_sampling_steps: int = 15,
+        grid: str = "log_snr",
+    ) -> th.Tensor:
+        """
+        Draw samples by solving the reverse process from noise.
+
+        :param n_samples: number of samples
+        :param condition: ``(n_samples, condition_dim)``
+        :param n_sampling_steps: network evaluations per sample, 5 to 15 are usual
+        :param grid: spacing of the steps, see :func:`~sb3_exdm.diffusion.solver.time_grid`
+        :return: ``(n_samples, dim)``
+        """
+        device = self._weights[0].device
+        noise = th.randn((n_samples, self.dim), generator=self.generator, device=device)
+
+        def predict_noise(x_t: th.Tensor, t: th.Tensor) -> th.Tensor:
+            return self.predict_noise(x_t, self.schedule.log_snr(t), condition)
+
+        return dpm_solver_2m(predict_noise, noise, self.schedule, n_sampling_steps, grid=grid)

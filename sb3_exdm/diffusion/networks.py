@@ -1,0 +1,129 @@
+"""Networks that predict the noise in a noisy sample."""
+
+import math
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+
+
+class FourierFeatures(nn.Module):
+    """
+    Appends the sines and cosines of an input at fixed frequencies, so that a small network can draw fine detail
+    (Tancik et al. 2020, arXiv 2006.10739).
+
+    :param frequencies: angular frequencies, applied to every dimension; empty means that the input passes unchanged
+    """
+
+    frequencies: th.Tensor
+
+    def __init__(self, frequencies: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", th.tensor(frequencies, dtype=th.float32))
+
+    def output_dim(self, input_dim: int) -> int:
+        """Width of the output for an input of width ``input_dim``."""
+        return input_dim * (1 + 2 * len(self.frequencies))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        if len(self.frequencies) == 0:
+            return x
+        phases = (x.unsqueeze(-1) * self.frequencies).flatten(1)  # (batch, dim * n_frequencies)
+        return th.cat([x, phases.sin(), phases.cos()], dim=1)
+
+
+class NoiseLevelFeatures(nn.Module):
+    r"""
+    Describes a noise level to a network by its log signal-to-noise ratio and a few sines and cosines of it. The log
+    ratio is the natural clock of the process: equal steps of it are equally informative (Kingma et al. 2021, 2107.00630).
+
+    :param n_frequencies: number of octaves of sines and cosines
+    """
+
+    frequencies: th.Tensor
+
+    def __init__(self, n_frequencies: int = 3) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi / 8.0 * 2.0 ** th.arange(n_frequencies))
+        self.output_dim = 1 + 2 * n_frequencies
+
+    def forward(self, log_snr: th.Tensor) -> th.Tensor:
+        """:param log_snr: of shape ``(batch,)``"""
+        phases = log_snr.unsqueeze(1) * self.frequencies  # (batch, n_frequencies)
+        return th.cat([0.25 * log_snr.unsqueeze(1), phases.sin(), phases.cos()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """LayerNorm, a layer four times as wide, Mish, and back, around a skip connection."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout), nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return x + self.layers(x)
+
+
+class NoisePredictor(nn.Module):
+    r"""
+    Predicts the noise :math:`\epsilon` in :math:`x_t = \alpha_t x + \sigma_t \epsilon`, given the noise level and
+    optionally a condition.
+
+    The network's raw output is the velocity :math:`v`, from which :math:`\hat\epsilon = \sigma_t x_t + \alpha_t v`
+    (Salimans & Ho 2022, arXiv 2202.00512, app. D). With its last layer at zero this is already the optimal prediction
+    for standard normal data, so an untrained model ranks states by their distance from the mean rather than at random.
+
+    :param dim: width of the data
+    :param condition_dim: width of the condition, 0 for an unconditional model
+    :param net_arch: widths of the hidden layers; with ``residual``, the number of blocks, all of the first width
+    :param residual: residual blocks with LayerNorm (policies) instead of plain layers (fast state models)
+    :param dropout: dropout probability in the residual blocks
+    :param frequencies: angular frequencies of the features of ``x_t``, see :class:`FourierFeatures`
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        condition_dim: int = 0,
+        *,
+        net_arch: Sequence[int] = (64, 64),
+        residual: bool = False,
+        dropout: float = 0.0,
+        frequencies: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.features = FourierFeatures(frequencies)
+        self.noise_level = NoiseLevelFeatures()
+        width = self.features.output_dim(dim) + self.noise_level.output_dim + condition_dim
+        layers: list[nn.Module] = []
+        if residual:
+            layers.append(nn.Linear(width, net_arch[0]))
+            layers.extend(ResidualBlock(net_arch[0], dropout) for _ in net_arch)
+            layers.append(nn.Mish())
+            width = net_arch[0]
+        else:
+            for hidden in net_arch:
+                layers.extend([nn.Linear(width, hidden), nn.SiLU(inplace=True)])
+                width = hidden
+        head = nn.Linear(width, dim)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.velocity = nn.Sequential(*layers, head)
+
+    def forward(
+        self, x_t: th.Tensor, alpha: th.Tensor, sigma: th.Tensor, log_snr: th.Tensor, condition: th.Tensor | None = None
+    ) -> th.Tensor:
+        """
+        :param x_t: noisy samples, ``(batch, dim)``
+        :param alpha: factor of the data, ``(batch,)``
+        :param sigma: factor of the noise, ``(batch,)``
+        :param log_snr: ``log(alpha / sigma)``, ``(batch,)``
+        :param condition: ``(batch, condition_dim)``, or None for an unconditional model
+        :return: predicted noise, ``(batch, dim)``
+        """
+        inputs = [self.features(x_t), self.noise_level(log_snr)]
+        if condition is not None:
+            inputs.append(condition)
+        return sigma.unsqueeze(1) * x_t + alpha.unsqueeze(1) * self.velocity(th.cat(inputs, dim=1))

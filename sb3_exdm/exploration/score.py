@@ -1,0 +1,148 @@
+"""The intrinsic rewards of ExDM and EDP: how badly a diffusion model denoises a state, or an action in a state."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+
+from sb3_exdm.diffusion import DiffusionModel
+from sb3_exdm.exploration.noise_band import NoiseBand
+from sb3_exdm.exploration.noise_bank import NoiseBank
+from sb3_exdm.exploration.reward import FittedReward
+
+
+class ScoreModel(FittedReward):
+    r"""
+    Denoising error of a diffusion model that is fitted to the visited states while they are visited.
+
+    ``kind="state"`` (ExDM, arXiv 2502.07279, eq. 8): :math:`R(s) = E_{t,\epsilon}\|\hat\epsilon(s_t, t) - \epsilon\|^2`.
+    ``kind="action"`` (EDP, version 1 of the same paper): the error of a model of the policy,
+    :math:`R(s, a) = E_{t,\epsilon}\|\hat\epsilon(a_t, t \mid s) - \epsilon\|^2`.
+
+    Averaged over noise levels that are evenly spaced in the log signal-to-noise ratio, the error is an upper bound on
+    :math:`-\log p(s)` up to a constant (Kingma et al. 2021, arXiv 2107.00630), which is why it ranks states by rarity.
+    Three choices keep the ranking sharp with few network evaluations:
+
+    - **One bank of noise for all states.** Levels and directions are drawn once, so that the error of one state differs
+      from another's because of the states and not because of luck. Directions are orthogonal and come in pairs
+      :math:`\pm\epsilon`, which cancels the part of the error that is odd in the noise.
+    - **A band of noise levels that follows the data**, see :class:`~sb3_exdm.exploration.noise_band.NoiseBand`.
+    - **Averaged weights** for scoring, so that the reward does not jitter with the last minibatch.
+
+    :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
+    :param action_space: needed for ``kind="action"``
+    :param kind: ``"state"`` or ``"action"``
+    :param n_levels: noise levels in the bank
+    :param n_noises: noises per level; even, because they come in pairs. A score costs ``n_levels * n_noises`` evaluations
+        of the network per state
+    :param net_arch: widths of the hidden layers; by default two of 64, of 128 for more than eight dimensions
+    :param n_frequencies: octaves of sines and cosines of the state that the network sees
+    :param learning_rate: of Adam; by default 5e-3, 2e-3 for the wider network
+    :param ema_rate: rate of the moving average of the weights
+    :param batch_size: minibatch of :meth:`fit`
+    :param seed: seed of weights, noise bank and minibatches
+    :param device: PyTorch device
+    """
+
+    name: ClassVar[str] = "score"
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space | None = None,
+        *,
+        kind: str = "state",
+        n_levels: int = 4,
+        n_noises: int = 4,
+        net_arch: Sequence[int] | None = None,
+        n_frequencies: int = 3,
+        learning_rate: float | None = None,
+        ema_rate: float = 0.99,
+        batch_size: int = 256,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+    ) -> None:
+        if kind not in ("state", "action"):
+            raise ValueError(f"kind must be 'state' (ExDM) or 'action' (EDP), got {kind!r}.")
+        if n_levels < 1 or n_noises < 2 or n_noises % 2:
+            raise ValueError(f"Need n_levels >= 1 and an even n_noises >= 2, got {n_levels} and {n_noises}.")
+        self.needs_actions = kind == "action"
+        net_arch = None if net_arch is None else list(net_arch)
+        super().__init__(
+            observation_space,
+            action_space,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            kind=kind,
+            n_levels=n_levels,
+            n_noises=n_noises,
+            net_arch=net_arch,
+            n_frequencies=n_frequencies,
+            learning_rate=learning_rate,
+            ema_rate=ema_rate,
+        )
+        self.kind = kind
+        dim = self._encode_actions.dim if self.needs_actions else self.observation_dim
+        is_wide = dim + (self.observation_dim if self.needs_actions else 0) > 8
+        self.band = NoiseBand(dim, n_frequencies=n_frequencies, device=self.device)
+        self.model = DiffusionModel(
+            dim,
+            self.observation_dim if self.needs_actions else 0,
+            net_arch=net_arch or ([128, 128] if is_wide else [64, 64]),
+            frequencies=self.band.frequencies.tolist(),
+            learning_rate=learning_rate or (2e-3 if is_wide else 5e-3),
+            ema_rate=ema_rate,
+            seed=self.seed,
+            device=self.device,
+        )
+        self.register_buffer("noises", self._noise_bank(n_levels, n_noises, dim))  # (n_levels, n_noises, dim)
+        self._follow_band()
+
+    noises: th.Tensor
+
+    def _noise_bank(self, n_levels: int, n_noises: int, dim: int) -> th.Tensor:
+        """Pairs of opposite noises of the typical length sqrt(dim), orthogonal as far as the dimension allows."""
+        n_directions = n_levels * n_noises // 2
+        blocks = []
+        for _ in range(math.ceil(n_directions / dim)):
+            basis, _ = th.linalg.qr(th.randn(dim, dim, generator=self.generator, device=self.device))
+            blocks.append(basis.T)
+        directions = th.cat(blocks)[:n_directions] * math.sqrt(dim)  # (n_directions, dim)
+        return th.stack([directions, -directions], dim=1).reshape(n_levels, n_noises, dim)
+
+    def _follow_band(self) -> None:
+        """Take over the band's noise levels and frequencies."""
+        self.model.noise_ratios = self.band.range
+        for network in (self.model.network, self.model.average):
+            network.features.frequencies.copy_(self.band.frequencies)
+        n_levels, n_noises, _ = self.noises.shape
+        self._bank: NoiseBank | None = None
+        # Midpoints of equal cells of the log-ratio, so that the ends of the band do not weigh double.
+        low, high = (math.log(ratio) for ratio in self.band.range)
+        cells = (th.arange(n_levels, device=self.device) + 0.5) / n_levels
+        self._bank_log_snr = -(low + (high - low) * cells).repeat_interleave(n_noises)  # (n_levels * n_noises,)
+
+    def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
+        data, condition = (observations, None) if actions is None else (actions, observations)
+        if self.band.update(data):
+            self._follow_band()
+        self._bank = None  # it belongs to the weights that now change
+        return {"score_loss": self.model.fit(data, condition).item()}
+
+    def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
+        data, condition = (observations, None) if actions is None else (actions, observations)
+        if self._bank is None:
+            alpha, sigma = self.model.levels(self._bank_log_snr)
+            self._bank = NoiseBank(self.model.average, self.noises.flatten(0, 1), alpha, sigma, self._bank_log_snr)
+        return self._bank.errors(data, condition)
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {"optimizer": self.model.optimizer.state_dict(), "model_generator": self.model.generator.get_state()}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        self.model.optimizer.load_state_dict(state["optimizer"])
+        self.model.generator.set_state(state["model_generator"].cpu())
+        self._follow_band()

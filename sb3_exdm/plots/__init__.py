@@ -1,0 +1,11 @@
+"""
+The pictures of a run, and of several runs beside each other.
+
+Figures are drawn off screen, with colours that colour-blind readers tell apart, and written whole or not at all.
+"""
+
+from sb3_exdm.plots.curves import plot_coverage, plot_runs
+from sb3_exdm.plots.maps import plot_reward, plot_visits
+from sb3_exdm.plots.records import RunRecord, read_run
+
+__all__ = ["RunRecord", "plot_coverage", "plot_reward", "plot_runs", "plot_visits", "read_run"]

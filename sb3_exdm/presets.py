@@ -1,0 +1,137 @@
+"""Algorithms by name, with settings that explore well without tuning, and the environments they train in."""
+
+from copy import deepcopy
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_exdm.envs import MAZE_ENV_IDS, Maze2dSB3VecEnv
+from sb3_exdm.policies.features import FourierExtractor, is_bounded_vector
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
+"""The algorithms of :func:`sb3_exdm.pretrain`, by name."""
+
+MAX_FOURIER_DIM = 4
+"""Observations with more dimensions get no sines and cosines: detail along single axes is not what matters there."""
+
+
+def check_algorithm(algo: str, action_space: spaces.Space, env_id: str) -> None:
+    """
+    :param algo: name of an algorithm
+    :param action_space: actions of the environment
+    :param env_id: for the error message
+    :raises ValueError: if the name is unknown or the algorithm cannot act in the space
+    """
+    if algo not in ALGORITHMS:
+        raise ValueError(f"Unknown algorithm {algo!r}; choose one of {', '.join(ALGORITHMS)}.")
+    if algo != "ppo" and not isinstance(action_space, spaces.Box):
+        raise ValueError(f"{algo} needs continuous actions, but {env_id} has {action_space}; use ppo.")
+
+
+def default_settings(algo: str, observation_space: spaces.Space, action_space: spaces.Space) -> dict[str, Any]:
+    """
+    Constructor arguments of an algorithm as plain data; :func:`build_algorithm` turns them into a model.
+
+    The values for small bounded observations were measured in the mazes. Two of them matter most: the target entropy of
+    SAC, far above the usual ``-dim``, because a policy that settles stops exploring; and the single critic, because the
+    smaller of two critics shuns what is uncertain, which is what exploration is looking for.
+
+    :param algo: name of an algorithm
+    :param observation_space: observations of the environment
+    :param action_space: actions of the environment
+    """
+    small = is_bounded_vector(observation_space) and spaces.flatdim(observation_space) <= MAX_FOURIER_DIM
+    policy_kwargs: dict[str, Any] = {"net_arch": [128, 128] if small else [256, 256]}
+    if small:
+        policy_kwargs["features_extractor"] = "fourier"
+    settings: dict[str, Any] = {
+        "learning_rate": 1.5e-3 if small else 5e-4,
+        "gamma": 0.98 if small else 0.99,
+        "batch_size": 256,
+        "policy_kwargs": policy_kwargs,
+    }
+    if algo == "ppo":
+        return {**settings, "learning_rate": 1e-3 if small else 3e-4, "n_steps": 256, "ent_coef": 0.01}
+    settings.update(tau=0.01, learning_starts=2000, train_freq=1, gradient_steps=1)
+    if algo == "sac":
+        policy_kwargs["n_critics"] = 1
+        settings.update(ent_coef="auto", target_entropy=0.25 * spaces.flatdim(action_space))
+    elif algo == "td3":
+        policy_kwargs["n_critics"] = 1
+        settings["action_noise_std"] = 0.5
+    elif algo == "ddpg":
+        settings["action_noise_std"] = 0.5
+    return settings
+
+
+def policy_name(observation_space: spaces.Space) -> str:
+    """Stable-Baselines3's name of the policy for an observation space."""
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(observation_space) else "MlpPolicy"
+
+
+def build_algorithm(algo: str, env: VecEnv | None, settings: dict[str, Any], **kwargs: Any) -> BaseAlgorithm:
+    """
+    :param algo: name of an algorithm
+    :param env: environment to train in; None for a model whose spaces are set later
+    :param settings: from :func:`default_settings`, possibly changed
+    :param kwargs: further constructor arguments
+    """
+    settings = deepcopy(settings)
+    policy_kwargs = settings["policy_kwargs"]
+    if policy_kwargs.pop("features_extractor", None) == "fourier":
+        policy_kwargs["features_extractor_class"] = FourierExtractor
+    noise = settings.pop("action_noise_std", None)
+    if noise is not None and env is not None:
+        shape = env.action_space.shape
+        # Off-policy algorithms add the noise to actions scaled to [-1, 1].
+        kwargs["action_noise"] = NormalActionNoise(mean=_full(shape, 0.0), sigma=_full(shape, noise))
+    policy = settings.pop("policy")
+    return ALGORITHMS[algo](policy, env, **settings, **kwargs)
+
+
+def _full(shape: tuple[int, ...] | None, value: float) -> Any:
+    import numpy as np
+
+    return np.full(shape or (), value, dtype=np.float32)
+
+
+def make_training_env(env_id: str, n_envs: int, seed: int, env_kwargs: dict[str, Any] | None = None) -> VecEnv:
+    """
+    A VecEnv for training: the mazes in their fast vectorised form, everything else through ``make_vec_env``.
+
+    :param env_id: id of a registered environment; ``"module:id"`` imports the module first
+    :param n_envs: number of environments
+    :param seed: seed of the environments
+    :param env_kwargs: arguments of the environment
+    :raises ValueError: if the id is unknown or the environment cannot be made
+    """
+    if env_id in MAZE_ENV_IDS:
+        return Maze2dSB3VecEnv(env_id, n_envs, seed=seed, **(env_kwargs or {}))
+    try:
+        gym.spec(env_id)  # fails early and briefly
+        return make_vec_env(env_id, n_envs=n_envs, seed=seed, env_kwargs=env_kwargs)
+    except (gym.error.Error, ModuleNotFoundError, ImportError) as error:
+        raise ValueError(f"Cannot make the environment {env_id!r}: {error}") from error
+
+
+def needs_normalization(observation_space: spaces.Space) -> bool:
+    """Whether observations should be standardised for the policy: vectors without finite bounds."""
+    if isinstance(observation_space, spaces.Dict):
+        return any(needs_normalization(part) for part in observation_space.spaces.values())
+    return isinstance(observation_space, spaces.Box) and not is_image_space(observation_space) and not is_bounded_vector(
+        observation_space
+    )
+
+
+def unnormalized(env: VecEnv | None) -> VecNormalize | None:
+    """The ``VecNormalize`` around an environment, if there is one."""
+    return env if isinstance(env, VecNormalize) else None

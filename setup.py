@@ -1,0 +1,43 @@
+"""Packaging: the library in ``sb3_exdm/``, and the top-level ``envs/`` folder installed as ``sb3_exdm.envs``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = (root / "sb3_exdm" / "version.txt").read_text(encoding="utf-8").strip()
+
+core = [
+    "gymnasium>=1.1,<2.0",
+    "numpy>=1.24",
+    "safetensors>=0.4",
+    "stable-baselines3>=2.9,<3.0",
+    "tensorboard>=2.15",
+    "torch>=2.3,<3.0",
+    "tqdm>=4.60",
+    "tyro>=0.9,<2.0",
+]
+plots = ["matplotlib>=3.7", "rliable>=1.2"]
+# mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
+dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
+tests = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "ruff>=0.6", "sb3-contrib>=2.9,<3.0"]
+
+setup(
+    name="sb3-exdm",
+    version=version,
+    description="Exploratory diffusion models for reward-free reinforcement learning, on Gymnasium and Stable-Baselines3",
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["sb3_exdm", "sb3_exdm.*"]),
+        "sb3_exdm.envs",
+        *(f"sb3_exdm.envs.{name}" for name in find_packages("envs")),
+    ],
+    package_dir={"sb3_exdm": "sb3_exdm", "sb3_exdm.envs": "envs"},
+    package_data={"sb3_exdm": ["py.typed", "version.txt"], "sb3_exdm.envs": ["*.json", "**/*.json"]},
+    install_requires=core,
+    extras_require={"plots": plots, "dmc": dmc, "tests": tests, "all": plots + dmc},
+    entry_points={"console_scripts": ["exdm=sb3_exdm.cli:main"]},
+)
