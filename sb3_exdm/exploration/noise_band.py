@@ -38,7 +38,7 @@ class NoiseBand(nn.Module):
         dim: int,
         *,
         n_reference: int = 512,
-        neighbour_share: float = 0.35,
+        neighbour_share: float = 0.7,
         extent: float = 1.25,
         n_frequencies: int = 3,
         update_interval: int = 100,
@@ -89,10 +89,17 @@ class NoiseBand(nn.Module):
         self.low.copy_(self._measure() if first else (0.7 * self.low.log() + 0.3 * self._measure().log()).exp())
         return True
 
-    def _measure(self) -> th.Tensor:
+    def neighbour_distances(self, n_neighbours: int) -> th.Tensor:
+        """
+        :param n_neighbours: number of neighbours
+        :return: distance of each reference state to that many others, on average, ``(n_reference,)``
+        """
         distances = th.cdist(self.reference, self.reference)  # (n_reference, n_reference)
         distances.fill_diagonal_(math.inf)
-        nearest = distances.min(dim=1).values
+        return distances.topk(n_neighbours, dim=1, largest=False).values.mean(dim=1)
+
+    def _measure(self) -> th.Tensor:
+        nearest = self.neighbour_distances(1)
         # Repeated states (grids, one-hot codes, small data) are no neighbours: look at distinct ones.
         distinct = nearest[nearest > 1e-4]
         if len(distinct) < 8:

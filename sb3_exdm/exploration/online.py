@@ -39,11 +39,11 @@ class StateMemory:
         itemsize = 4 if np.issubdtype(space.dtype, np.floating) else np.dtype(space.dtype).itemsize
         return itemsize * math.prod(space.shape or ())
 
-    def __setitem__(self, rows: np.ndarray, batch: Any) -> None:
+    def __setitem__(self, rows: slice | np.ndarray, batch: Any) -> None:
         for key, part in self._parts.items():
             part[rows] = batch[key]
         if not self._parts:
-            self._array[rows] = np.asarray(batch).reshape(len(rows), *self._array.shape[1:])
+            self._array[rows] = batch
 
     def __getitem__(self, rows: np.ndarray) -> Any:
         if self._parts:
@@ -72,8 +72,8 @@ class OnlineReward:
         extrinsic_coef: float = 0.0,
         buffer_size: int = 100_000,
         learning_starts: int = 1000,
-        train_freq: int = 64,
-        gradient_steps: int = 1,
+        train_freq: int = 128,
+        gradient_steps: int = 2,
         batch_size: int = 256,
         shaping: str | None = None,
         reward_kwargs: dict[str, Any] | None = None,
@@ -110,8 +110,7 @@ class OnlineReward:
         self.n_seen = 0
         self._n_steps = 0
         self._n_fits = 0
-        # A reward that does not say whether it was fitted is taken at its word.
-        self._fitted = bool(getattr(self.model, "fitted", True))
+        self._is_fitted = False
         self._rng = np.random.default_rng(seed)
         size = StateMemory.bytes_per_element(observation_space)
         size += StateMemory.bytes_per_element(action_space) if self.model.needs_actions else 0
@@ -136,8 +135,10 @@ class OnlineReward:
             intrinsic = self.model.reward(observations, actions)
         except ValueError as error:
             raise ValueError(f"No reward for step {self._n_steps} of the environment: {error}") from error
-        if not self._fitted:
-            intrinsic = np.zeros(n_envs, dtype=np.float32)
+        if not self._is_fitted:
+            # Asked again at every step, since another wrapper may fit the same model. One that does not say is trusted.
+            self._is_fitted = bool(getattr(self.model, "fitted", True))
+            intrinsic = intrinsic if self._is_fitted else np.zeros(n_envs, dtype=np.float32)
         intrinsic = self._shape(intrinsic)
         if intrinsic.shape != (n_envs,) or not np.isfinite(intrinsic).all():
             raise ValueError(
@@ -152,7 +153,10 @@ class OnlineReward:
         return rewards, intrinsic
 
     def _learn(self, observations: Any, actions: Any, n_envs: int) -> None:
-        rows = (self.n_seen + np.arange(n_envs)) % self.buffer_size
+        start = self.n_seen % self.buffer_size
+        # A slice is faster than indices, where the states do not run over the end.
+        is_inside = start + n_envs <= self.buffer_size
+        rows = slice(start, start + n_envs) if is_inside else (start + np.arange(n_envs)) % self.buffer_size
         self._observations[rows] = observations
         if self._actions is not None:
             self._actions[rows] = actions
@@ -170,4 +174,3 @@ class OnlineReward:
             None if self._actions is None else self._actions[drawn],
             gradient_steps=gradient_steps,
         )
-        self._fitted = True

@@ -52,7 +52,7 @@ class RelabellingReplayBuffer(ReplayBuffer):
         reward_kwargs: dict[str, Any] | None = None,
         intrinsic_coef: float = 1.0,
         extrinsic_coef: float = 0.0,
-        train_freq: int = 16,
+        train_freq: int = 8,
         gradient_steps: int = 1,
         batch_size: int = 256,
         shaping: str | None = None,

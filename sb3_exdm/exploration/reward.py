@@ -20,7 +20,7 @@ from sb3_exdm.exploration.moments import RunningMoments
 SelfReward = TypeVar("SelfReward", bound="FittedReward")
 
 SHAPINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "exp": lambda reward: np.exp(np.clip(reward, -4.0, 4.0)),
+    "exp": lambda reward: np.exp(np.minimum(np.maximum(reward, -4.0), 4.0)),
     "identity": lambda reward: reward,
 }
 """
@@ -100,7 +100,8 @@ class FittedReward(nn.Module):
         if action_space is not None and self.needs_actions:
             self._encode_actions = SpaceEncoder(action_space, "action")
             self.action_whitening = RunningMoments(self._encode_actions.dim, device=self.device)
-        self.score_moments = RunningMoments(1, std_floor=1e-8, device=self.device)
+        # A shorter memory than that of the whitening: the scale of the score moves as long as the model learns.
+        self.score_moments = RunningMoments(1, min_weight=0.05, std_floor=1e-8, device=self.device)
         self.generator = th.Generator(device=self.device)
         self.generator.manual_seed(self.seed)
 
@@ -121,6 +122,7 @@ class FittedReward(nn.Module):
 
     # What its users call ----------------------------------------------------------------------------------------------
 
+    @th.enable_grad()  # environments are stepped without gradients by some algorithms, by ARS for one
     def fit(self, observations: Any, actions: Any = None, gradient_steps: int = 1) -> dict[str, float]:
         """
         Update the whitening with the given states, then take gradient steps, each on a minibatch of ``batch_size``

@@ -1,6 +1,7 @@
 """The intrinsic rewards of ExDM and EDP: how badly a diffusion model denoises a state, or an action in a state."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +12,10 @@ from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.exploration.noise_band import NoiseBand
 from sb3_exdm.exploration.noise_bank import NoiseBank
 from sb3_exdm.exploration.reward import FittedReward
+
+
+LOST_RANKING = 0.1
+"""Rank correlation with the distance between neighbours below which :class:`ScoreModel` warns; 0.4 to 0.9 is usual."""
 
 
 class ScoreModel(FittedReward):
@@ -31,6 +36,10 @@ class ScoreModel(FittedReward):
     - **A band of noise levels that follows the data**, see :class:`~sb3_exdm.exploration.noise_band.NoiseBand`.
     - **Averaged weights** for scoring, so that the reward does not jitter with the last minibatch.
 
+    Whether the ranking still holds is measured while fitting: :attr:`ranking` is the rank correlation of the score with the
+    distance to the nearest neighbours among a few hundred recent states, an estimate of rarity that needs no model but
+    does not scale. :meth:`fit` reports it as ``score_ranking`` and warns when it is lost.
+
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
     :param action_space: needed for ``kind="action"``
     :param kind: ``"state"`` or ``"action"``
@@ -39,7 +48,7 @@ class ScoreModel(FittedReward):
         of the network per state
     :param net_arch: widths of the hidden layers; by default two of 64, of 128 for more than eight dimensions
     :param n_frequencies: octaves of sines and cosines of the state that the network sees
-    :param learning_rate: of Adam; by default 5e-3, 2e-3 for the wider network
+    :param learning_rate: of Adam; by default 1e-2, 2e-3 for the wider network
     :param ema_rate: rate of the moving average of the weights
     :param batch_size: minibatch of :meth:`fit`
     :param seed: seed of weights, noise bank and minibatches
@@ -54,7 +63,7 @@ class ScoreModel(FittedReward):
         action_space: spaces.Space | None = None,
         *,
         kind: str = "state",
-        n_levels: int = 4,
+        n_levels: int = 3,
         n_noises: int = 4,
         net_arch: Sequence[int] | None = None,
         n_frequencies: int = 3,
@@ -93,15 +102,29 @@ class ScoreModel(FittedReward):
             self.observation_dim if self.needs_actions else 0,
             net_arch=net_arch or ([128, 128] if is_wide else [64, 64]),
             frequencies=self.band.frequencies.tolist(),
-            learning_rate=learning_rate or (2e-3 if is_wide else 5e-3),
+            learning_rate=learning_rate or (2e-3 if is_wide else 1e-2),
             ema_rate=ema_rate,
             seed=self.seed,
             device=self.device,
         )
         self.register_buffer("noises", self._noise_bank(n_levels, n_noises, dim))  # (n_levels, n_noises, dim)
+        self.register_buffer("_ranking", th.ones((), dtype=th.float64))
+        self.register_buffer("_n_lost", th.zeros((), dtype=th.int64))
         self._follow_band()
 
     noises: th.Tensor
+    _ranking: th.Tensor
+    _n_lost: th.Tensor
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of the network that the score of one state costs."""
+        return len(self._bank_log_snr)
+
+    @property
+    def ranking(self) -> float:
+        """Rank correlation of the score with the distance between neighbours when last measured; 1 before."""
+        return self._ranking.item()
 
     def _noise_bank(self, n_levels: int, n_noises: int, dim: int) -> th.Tensor:
         """Pairs of opposite noises of the typical length sqrt(dim), orthogonal as far as the dimension allows."""
@@ -127,10 +150,32 @@ class ScoreModel(FittedReward):
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
         data, condition = (observations, None) if actions is None else (actions, observations)
-        if self.band.update(data):
+        band_moved = self.band.update(data)
+        if band_moved:
+            if condition is None:
+                self._check_ranking()
             self._follow_band()
         self._bank = None  # it belongs to the weights that now change
-        return {"score_loss": self.model.fit(data, condition).item()}
+        metrics = {"score_loss": self.model.fit(data, condition).item()}
+        return metrics if condition is not None else {**metrics, "score_ranking": self.ranking}
+
+    @th.no_grad()
+    def _check_ranking(self) -> None:
+        """Compare the score with the distance between neighbours, and warn when they have disagreed three times in a row."""
+        reference = self.band.reference
+        rarity = self.band.neighbour_distances(n_neighbours=8)
+        if (rarity > 0).sum() < len(rarity) // 2:
+            return  # mostly repeated states: distances say nothing
+        self._ranking.fill_(_rank_correlation(self._score_batch(reference, None), rarity))
+        self._n_lost.copy_(self._n_lost + 1 if self.ranking < LOST_RANKING else 0)
+        if self._n_lost.item() == 3:
+            warnings.warn(
+                f"The score no longer ranks states by rarity (rank correlation {self.ranking:.2f} with the distance between "
+                f"neighbours). Fit it more often (train_freq, gradient_steps), or look for a dimension of the observation "
+                "that is pure noise or keeps growing, such as a clock.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
         data, condition = (observations, None) if actions is None else (actions, observations)
@@ -146,3 +191,9 @@ class ScoreModel(FittedReward):
         self.model.optimizer.load_state_dict(state["optimizer"])
         self.model.generator.set_state(state["model_generator"].cpu())
         self._follow_band()
+
+
+def _rank_correlation(a: th.Tensor, b: th.Tensor) -> float:
+    """Spearman's rank correlation; ties keep their order."""
+    ranks = th.stack([a, b]).argsort(dim=1).argsort(dim=1).double()
+    return th.corrcoef(ranks)[0, 1].item()

@@ -49,7 +49,7 @@ class VecScoreRewardWrapper(VecEnvWrapper):
         buffer_size: int = 100_000,
         learning_starts: int = 1000,
         train_freq: int = 128,
-        gradient_steps: int = 1,
+        gradient_steps: int = 2,
         batch_size: int = 256,
         shaping: str | None = None,
         reward_kwargs: dict[str, Any] | None = None,

@@ -58,21 +58,22 @@ def plot_coverage(
     steps, values = np.concatenate([[0.0], steps]), np.concatenate([[0.0], values])
     axes.plot(steps, values, color=COLOURS[0], linewidth=2.2, label=label, clip_on=False)
     axes.fill_between(steps, values, color=COLOURS[0], alpha=0.12, linewidth=0)
+    style_curves(axes, ylabel, title)
+    top = max(values.max(), ceiling or 0.0)
+    is_low = values[-1] < 0.2 * top  # no room for the number below the line
     axes.annotate(
         f"{values[-1]:.3f}" if values[-1] <= 1 else f"{values[-1]:,.0f}",
         (steps[-1], values[-1]),
-        xytext=(-3, -7),
+        xytext=(-3, 7 if is_low else -7),
         textcoords="offset points",
         horizontalalignment="right",
-        verticalalignment="top",
+        verticalalignment="bottom" if is_low else "top",
         color=COLOURS[0],
         fontweight="bold",
     )
-    style_curves(axes, ylabel, title)
-    top = max(values.max(), ceiling or 0.0)
     axes.set(xlim=(0, max(steps[-1], 1)), ylim=(0, 1.1 * top if top else 1.0))
     if label is not None:
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="center right", frameon=False)
     return save_figure(figure, path)
 
 
@@ -106,9 +107,12 @@ def plot_runs(
     panels = _panels(runs, metric, [field for field in group_by if field != "env_id"])
     n_columns = min(len(panels), 4 if len(panels) > 6 else 3)
     n_rows = math.ceil(len(panels) / n_columns)
-    figure = new_figure(6.0 if n_columns == 1 else 3.3 * n_columns, 2.8 * n_rows + 0.8)
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
     labels = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
+    width = 6.0 if n_columns == 1 else 3.3 * n_columns
+    # A letter takes about 0.085 inches, the line beside it and the gap to the next one as much as eight.
+    n_legend_columns = max(1, min(len(labels), int(width / 0.085 / (max(map(len, labels)) + 8))))
+    figure = new_figure(width, 2.8 * n_rows + 0.4 + 0.23 * math.ceil(len(labels) / n_legend_columns))
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
     handles: dict[str, Any] = {}
     for axes, (env_id, lines) in zip(grid.flat, panels.items(), strict=False):
         for line in lines:
@@ -120,7 +124,7 @@ def plot_runs(
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=min(len(handles), 2 * n_columns),
+        ncols=n_legend_columns,
         frameon=False,
         title=_legend_title([line for lines in panels.values() for line in lines]),
         title_fontsize=9,
@@ -166,7 +170,7 @@ def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, 
         label = ", ".join(str(run.config[field]) for field in telling)
         if not run.finished:
             key = run.folder
-            label = f"{label} ({run.folder.name}, unfinished)"
+            label = f"{label}, seed {run.config['seed']} (unfinished)"
         line = panels.setdefault(run.config["env_id"], {}).setdefault(key, _Line(label, run.finished, []))
         known = np.isfinite(run.progress[metric])
         line.curves.append((run.progress["timesteps"][known], run.progress[metric][known]))

@@ -48,15 +48,19 @@ def plot_visits(
     from matplotlib.colors import LogNorm
 
     counts, x_edges, y_edges = _histogram(positions, layout)
+    visited = counts[counts > 0]
+    # Agents press against walls: the bins there would take all the colours.
+    most = max(float(np.percentile(visited, 99)), 10.0) if len(visited) else 10.0
     mesh = axes.pcolormesh(
         x_edges,
         y_edges,
         np.ma.masked_equal(counts, 0).T,  # (n_y, n_x)
-        norm=LogNorm(1, max(counts.max(), 10)),
+        norm=LogNorm(1, most),
         cmap="viridis",
         rasterized=True,
     )
-    _finish_map(figure, axes, mesh, layout, labels, title or f"{len(positions):,} visited states", "visits (white: none)")
+    title = title or f"{len(positions):,} visited states"
+    _finish_map(figure, axes, mesh, layout, labels, title, "visits (white: none)", "max" if counts.max() > most else "neither")
     return save_figure(figure, path)
 
 
@@ -89,7 +93,7 @@ def plot_reward(
         places = as_positions(positions)
         values, scale = _ask(reward_fn, places)
         order = np.argsort(values)  # the most novel ones on top
-        mesh = axes.scatter(*places[order].T, c=values[order], s=8, linewidths=0, **scale)
+        mesh = axes.scatter(places[order, 0], places[order, 1], c=values[order], s=8, linewidths=0, **scale)
     elif layout is not None:
         places, inside, x_edges, y_edges = _grid(layout)
         values, scale = _ask(reward_fn, places)
@@ -98,7 +102,7 @@ def plot_reward(
         mesh = axes.pcolormesh(x_edges, y_edges, np.ma.masked_invalid(image).T, **scale)
     else:
         raise ValueError("plot_reward needs a layout, or positions where to ask for the reward.")
-    _finish_map(figure, axes, mesh, layout, labels, title or "learned novelty", "intrinsic reward", extend="both")
+    _finish_map(figure, axes, mesh, layout, labels, title or "learned novelty", "intrinsic reward", "both")
     return save_figure(figure, path)
 
 
@@ -122,7 +126,7 @@ def _histogram(positions: np.ndarray, layout: MazeLayout | None) -> tuple[np.nda
         x_edges, y_edges = np.linspace(low - margin, high + margin, _N_BINS + 1).T
     else:
         x_edges, y_edges = _edges(layout, round(1 / layout.coverage_bin))
-    counts, *_ = np.histogram2d(*positions.T, bins=(x_edges, y_edges))
+    counts, *_ = np.histogram2d(positions[:, 0], positions[:, 1], bins=[x_edges, y_edges])
     return counts, x_edges, y_edges
 
 
@@ -160,7 +164,7 @@ def _finish_map(
     labels: tuple[str, str],
     title: str,
     bar_label: str,
-    extend: Any = "neither",
+    extend: Any,
 ) -> None:
     axes.set_title(title, fontsize=11)
     if layout is None:
@@ -169,8 +173,9 @@ def _finish_map(
     else:
         _draw_maze(axes, layout)
     # An inset is as tall as the maze, whatever the maze's shape.
-    bar = figure.colorbar(mesh, cax=axes.inset_axes((1.03, 0.0, 0.035, 1.0)), label=bar_label, extend=extend)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar_axes = axes.inset_axes((1.03, 0.0, 0.035, 1.0))
+    bar = figure.colorbar(mesh, cax=bar_axes, label=bar_label, extend=extend, format="{x:g}")
+    bar.outline.set_visible(False)
 
 
 def _draw_maze(axes: Axes, layout: MazeLayout) -> None:

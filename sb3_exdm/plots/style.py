@@ -43,10 +43,10 @@ def check_picture_path(path: str | Path) -> Path:
     :raises ValueError: if the name does not end like a picture's, or is that of a folder
     """
     path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path} does not end like a picture: use one of {', '.join(ENDINGS)}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not the name of a picture.")
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"{path} does not end like a picture: use one of {', '.join(ENDINGS)}.")
     return path
 
 

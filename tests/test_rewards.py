@@ -1,0 +1,426 @@
+"""Every registered intrinsic reward, through the protocol they share."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_exdm.artifacts import ArtifactError, save_tree
+from sb3_exdm.diffusion import denoising_error
+from sb3_exdm.exploration import REWARDS, SHAPINGS, FittedReward, IntrinsicReward, ScoreModel, load_reward, make_reward
+
+th.set_num_threads(1)
+
+OBSERVATIONS = spaces.Box(-3.0, 3.0, (2,))
+ACTIONS = spaces.Box(-1.0, 1.0, (2,))
+ALL = pytest.mark.parametrize("name", sorted(REWARDS))
+# Small, so that the whole file takes seconds.
+SMALL = {
+    "score": dict(net_arch=[16]),
+    "edp": dict(net_arch=[16]),
+    "exdm-paper": dict(net_arch=[16], n_draws=4),
+    "rnd": dict(net_arch=[16], embedding_dim=8),
+    "apt": dict(n_references=64, n_neighbours=4),
+    "count": dict(bin_width=0.1, n_slots=2**10),
+    "zero": {},
+}
+
+
+def make(name: str, seed: int | None = 0, **kwargs) -> IntrinsicReward:
+    return make_reward(name, OBSERVATIONS, ACTIONS, seed=seed, device="cpu", **{**SMALL[name], "batch_size": 32, **kwargs})
+
+
+def states(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    observations = rng.normal(size=(n, 2)).clip(-3, 3)
+    # The action depends on the state, so that a model of it has something to learn.
+    return observations.astype(np.float32), np.tanh(observations + rng.normal(size=(n, 2)) * 0.3).astype(np.float32)
+
+
+def everything(model: FittedReward) -> dict:
+    """All that is learned or random in a model."""
+    generators = {key: value.get_state() for key, value in _generators(model).items()}
+    return copy.deepcopy({"weights": dict(model.state_dict()), "extra": model._extra_state(), "generators": generators})
+
+
+def _generators(model: th.nn.Module) -> dict[str, th.Generator]:
+    return {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, th.Generator)
+    }
+
+
+def assert_equal(one, other) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, th.Tensor):
+        assert th.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other
+
+
+# The protocol ---------------------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_fit_scores_and_rewards_are_finite(name):
+    model = make(name)
+    assert isinstance(model, IntrinsicReward)
+    for n in (1, 7, 64):
+        logs = model.fit(*states(n), gradient_steps=2)
+        assert all(isinstance(value, float) and np.isfinite(value) for value in logs.values()), logs
+        for result in (model.score(*states(9)), model.reward(*states(9))):
+            assert result.shape == (9,) and result.dtype == np.float32 and np.isfinite(result).all()
+    assert model.score(*states(0)).shape == (0,)
+
+
+@ALL
+def test_scoring_changes_nothing(name):
+    model = make(name)
+    model.fit(*states(64), gradient_steps=3)
+    before, global_state = everything(model), th.get_rng_state()
+    first = model.score(*states(50)), model.reward(*states(50))
+    model.score(*states(5000, seed=1))
+    second = model.score(*states(50)), model.reward(*states(50))
+    np.testing.assert_array_equal(first, second)
+    assert_equal(before, everything(model))
+    assert th.equal(global_state, th.get_rng_state())
+
+
+@ALL
+def test_score_of_a_state_does_not_depend_on_its_company(name):
+    model = make(name)
+    model.fit(*states(64), gradient_steps=3)
+    observations, actions = states(40)
+    alone = np.concatenate([model.score(observations[i : i + 1], actions[i : i + 1]) for i in range(40)])
+    np.testing.assert_allclose(model.score(observations, actions), alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(REWARDS) - {"zero"}))
+def test_fit_changes_the_score(name):
+    model = make(name)
+    model.fit(*states(64))
+    before = model.score(*states(50))
+    model.fit(*states(64, seed=1), gradient_steps=5)
+    assert np.abs(model.score(*states(50)) - before).max() > 1e-4
+
+
+@ALL
+def test_reward_is_standardised(name):
+    model = make(name)
+    for seed in range(60):
+        model.fit(*states(64, seed))
+    reward = model.reward(*states(500))
+    if name == "zero":
+        assert not reward.any()
+    elif name == "exdm-paper":  # divided by the standard deviation, not centred
+        assert reward.min() > 0.0 and 0.5 < reward.std() < 2.0
+    else:
+        assert abs(reward.mean()) < 0.5 and 0.4 < reward.std() < 2.5
+
+
+@ALL
+def test_shaped_reward_is_never_negative(name):
+    """Or an agent would be paid for ending its episodes."""
+    model = make(name)
+    model.fit(*states(64), gradient_steps=3)
+    assert SHAPINGS[model.shaping](model.reward(*states(50))).min() >= 0.0
+
+
+@ALL
+def test_twins_with_one_seed_are_equal_and_leave_the_global_generators_alone(name):
+    def scores(seed):
+        model = make(name, seed)
+        for i in range(3):
+            model.fit(*states(64, seed=i), gradient_steps=2)
+        return model.score(*states(50))
+
+    th.manual_seed(0)
+    global_states = th.get_rng_state(), np.random.get_state()[1].tolist()
+    first = scores(seed=5)
+    assert th.equal(global_states[0], th.get_rng_state()) and global_states[1] == np.random.get_state()[1].tolist()
+    th.manual_seed(1)
+    np.testing.assert_array_equal(first, scores(seed=5))
+    if name in ("score", "edp", "exdm-paper", "rnd"):
+        assert np.abs(first - scores(seed=6)).max() > 1e-6
+
+
+# Saving ---------------------------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_loaded_model_goes_on_where_the_saved_one_stopped(name, tmp_path):
+    model = make(name, seed=None)
+    model.fit(*states(64), gradient_steps=20)  # long enough for the noise band to move
+    model.save(tmp_path / "reward.safetensors")
+    loaded = load_reward(tmp_path / "reward.safetensors", device="cpu")
+    assert type(loaded) is type(model) and loaded.seed == model.seed
+    assert_equal(everything(model), everything(loaded))
+    np.testing.assert_array_equal(model.reward(*states(50)), loaded.reward(*states(50)))
+    for seed in range(3):
+        assert model.fit(*states(64, seed), gradient_steps=7) == loaded.fit(*states(64, seed), gradient_steps=7)
+    np.testing.assert_array_equal(model.reward(*states(50)), loaded.reward(*states(50)))
+
+
+def test_every_argument_survives_saving(tmp_path):
+    """What a constructor takes but does not hand on would silently fall back to its default."""
+    changed = {
+        "score": dict(n_levels=2, n_noises=2, net_arch=[8, 8], n_frequencies=1, learning_rate=0.1, ema_rate=0.5),
+        "edp": dict(n_levels=3),
+        "exdm-paper": dict(n_draws=3, net_arch=[8], residual=True, dropout=0.2, learning_rate=0.1),
+        "rnd": dict(net_arch=[8, 4], embedding_dim=3, clip_obs=2.0, learning_rate=0.1),
+        "apt": dict(n_references=16, n_neighbours=2),
+        "count": dict(bin_width=0.3, bonus="inverse_sqrt", forgetting=0.1, n_slots=16),
+        "zero": {},
+    }
+    for name, kwargs in changed.items():
+        model = make_reward(name, OBSERVATIONS, ACTIONS, batch_size=7, seed=3, device="cpu", **kwargs)
+        model.fit(*states(30), gradient_steps=2)
+        model.save(tmp_path / name)
+        loaded = load_reward(tmp_path / name, device="cpu")
+        assert loaded._constructor_kwargs == model._constructor_kwargs
+        assert {"batch_size": 7, "seed": 3, **kwargs}.items() <= loaded._constructor_kwargs.items()
+        assert model.fit(*states(30), gradient_steps=2) == loaded.fit(*states(30), gradient_steps=2)
+        np.testing.assert_array_equal(model.score(*states(9)), loaded.score(*states(9)))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(4, start=2),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary([2, 2]),
+        spaces.Box(0, 255, (12, 12, 3), np.uint8),
+        spaces.Dict(image=spaces.Box(0, 255, (36, 36, 1), np.uint8), pose=spaces.Box(-np.inf, np.inf, (2,), np.float64)),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+@ALL
+def test_every_reward_takes_every_space_and_saves_it(name, space, tmp_path):
+    space.seed(0)
+    samples = [space.sample() for _ in range(20)]
+    is_dict = isinstance(space, spaces.Dict)
+    batch = {key: np.stack([s[key] for s in samples]) for key in space.keys()} if is_dict else np.stack(samples)
+    actions = np.zeros((20, 2), dtype=np.float32)
+    model = make_reward(name, space, ACTIONS, seed=0, device="cpu", **SMALL[name])
+    model.fit(batch, actions)
+    assert np.isfinite(model.reward(batch, actions)).all()
+    model.save(tmp_path / "reward")
+    loaded = load_reward(tmp_path / "reward", device="cpu")
+    assert loaded.observation_space == space
+    np.testing.assert_array_equal(model.score(batch, actions), loaded.score(batch, actions))
+
+
+def test_files_that_cannot_be_used_are_refused_in_words(tmp_path):
+    path = tmp_path / "reward.safetensors"
+    with pytest.raises(ArtifactError, match="does not exist"):
+        load_reward(path)
+    path.write_bytes(b"not safetensors at all")
+    with pytest.raises(ArtifactError, match="damaged"):
+        load_reward(path)
+    model = make("rnd")
+    model.fit(*states(64))
+    model.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="damaged"):
+        load_reward(path)
+    save_tree(path, {"weights": th.zeros(2)}, kind="diffusion policy")
+    with pytest.raises(ArtifactError, match=r"holds a diffusion policy, expected a.* intrinsic reward"):
+        load_reward(path)
+    save_tree(path, {"header": '{"reward": "curiosity"}'}, kind="intrinsic reward")
+    with pytest.raises(ArtifactError, match="'curiosity', which this version"):
+        load_reward(path)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"holds the reward 'rnd', not 'score'.*load_reward"):
+        ScoreModel.load(path)
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_and_objects_are_refused():
+    with pytest.raises(ValueError, match="Unknown reward 'curiosity'; choose one of score, edp"):
+        make_reward("curiosity", OBSERVATIONS)
+    for wrong in (None, 3, object(), ScoreModel):
+        with pytest.raises(TypeError, match="must be a name"):
+            make_reward(wrong, OBSERVATIONS)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        make_reward("rnd", OBSERVATIONS, colour="red")
+
+
+def test_existing_reward_is_passed_through_unless_it_does_not_fit():
+    model = make("rnd")
+    assert make_reward(model, OBSERVATIONS, spaces.Discrete(3)) is model  # it does not look at actions
+    with pytest.raises(ValueError, match=r"\['seed'\] would be ignored"):
+        make_reward(model, OBSERVATIONS, ACTIONS, seed=3)
+    with pytest.raises(ValueError, match="built for the observation_space"):
+        make_reward(model, spaces.Box(-1, 1, (3,)), ACTIONS)
+    with pytest.raises(ValueError, match="built for the action_space"):
+        make_reward(make("edp"), OBSERVATIONS, spaces.Discrete(3))
+    with pytest.raises(ValueError, match="scores actions: pass action_space"):
+        make_reward("edp", OBSERVATIONS)
+
+
+@ALL
+def test_bad_input_is_refused(name):
+    model = make(name)
+    observations, actions = states(4)
+    bad = observations.copy()
+    bad[1, 0] = np.nan
+    for method in (model.fit, model.score, model.reward):
+        with pytest.raises(ValueError, match="holds nan"):
+            method(bad, actions)
+        with pytest.raises(ValueError, match="leading axis"):
+            method(observations[0], actions)
+        with pytest.raises(ValueError, match=r"shape \(n, 2\), got \(4, 3\)"):
+            method(np.zeros((4, 3)), actions)
+        if model.needs_actions:
+            with pytest.raises(ValueError, match="pass them beside"):
+                method(observations)
+            with pytest.raises(ValueError, match="4 observations but 3 actions"):
+                method(observations, actions[:3])
+    with pytest.raises(ValueError, match="at least one observation"):
+        model.fit(*states(0))
+    with pytest.raises(ValueError, match="gradient_steps"):
+        model.fit(observations, actions, gradient_steps=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("rnd", dict(embedding_dim=0), "embedding_dim"),
+        ("rnd", dict(clip_obs=float("nan")), "clip_obs"),
+        ("apt", dict(n_neighbours=65), "n_neighbours"),
+        ("count", dict(bin_width=0.0), "bin_width"),
+        ("count", dict(bonus="linear"), "'linear'"),
+        ("count", dict(forgetting=1.0), "forgetting"),
+        ("count", dict(n_slots=100), "power of two"),
+        ("exdm-paper", dict(n_draws=0), "n_draws"),
+        ("score", dict(n_noises=3), "n_noises"),
+        ("zero", dict(batch_size=0), "batch_size"),
+    ],
+)
+def test_bad_arguments_are_refused(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make(name, **kwargs)
+
+
+# What they measure ----------------------------------------------------------------------------------------------------
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, for values without ties."""
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("score", 0.85), ("rnd", 0.4), ("apt", 0.85), ("count", 0.8), ("exdm-paper", 0.1)]
+)
+def test_score_ranks_states_by_their_rarity(name, least):
+    """Against the exact density of a mixture whose parts have very different weights."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[-1.5, -1.5], [1.5, -1.5], [0.0, 1.5]])
+    weights, std = np.array([0.7, 0.25, 0.05]), 0.4
+
+    def draw(n: int) -> np.ndarray:
+        return centres[rng.choice(3, n, p=weights)] + std * rng.normal(size=(n, 2))
+
+    # Not the small sizes of above: this is about the defaults.
+    kwargs = dict(bin_width=0.04) if name == "count" else {}
+    model = make_reward(name, spaces.Box(-np.inf, np.inf, (2,)), None, seed=0, device="cpu", **kwargs)
+    for _ in range(300):
+        model.fit(draw(256))
+    sample = draw(1000)
+    density = weights @ np.exp(-((sample[None] - centres[:, None]) ** 2).sum(-1) / (2 * std**2))
+    # Noise breaks the ties between states in one cell of the counts, all alike.
+    score = model.score(sample) + 1e-9 * rng.normal(size=1000)
+    assert _rank_correlation(score, -density) > least
+
+
+def test_noise_bank_gives_the_error_it_stands_for():
+    """The folded computation against the formula, noise by noise."""
+    for kind in ("state", "action"):
+        model = make("score" if kind == "state" else "edp", n_levels=2, n_noises=4, net_arch=[16, 8])
+        model.fit(*states(64), gradient_steps=20)
+        data = th.randn(5, 2, generator=th.Generator().manual_seed(0))
+        condition = None if kind == "state" else data.flip(1)
+        noises, log_snr = model.noises.flatten(0, 1), model._bank_log_snr
+        alpha, sigma = model.model.levels(log_snr)
+        total = th.zeros(5)
+        for j in range(8):
+            noise = noises[j].expand(5, 2)
+            predicted = model.model.predict_noise(alpha[j] * data + sigma[j] * noise, log_snr[j].expand(5), condition)
+            total += denoising_error(predicted, noise) / 8
+        got = model._score_batch(data if kind == "state" else condition, None if kind == "state" else data)
+        th.testing.assert_close(got, total, rtol=1e-4, atol=1e-5)
+
+
+def test_apt_is_the_distance_to_the_neighbours():
+    model = make_reward("apt", OBSERVATIONS, None, n_references=4, n_neighbours=2, seed=0, device="cpu")
+    assert model.score(np.zeros((1, 2))).tolist() == [0.0]  # nothing to compare with
+    model.fit(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
+    scale = model.whitening.std.numpy()
+    expected = np.log1p(np.mean([0.0, 1.0 / scale[0]]))
+    np.testing.assert_allclose(model.score(np.array([[0.0, 0.0]])), expected, rtol=1e-5)
+    model.fit(np.full((8, 2), 2.0))  # more than there is room for: the old ones are gone
+    np.testing.assert_allclose(model.score(np.full((1, 2), 2.0)), 0.0, atol=1e-6)
+
+
+def test_count_counts():
+    space = spaces.Box(0.0, 1.0, (2,))
+    model = make_reward("count", space, None, bin_width=0.1, forgetting=0.0, bonus="inverse_sqrt", seed=0, device="cpu")
+    model.fit(np.array([[0.05, 0.05]] * 3 + [[0.95, 1.0]], dtype=np.float32))
+    scores = model.score(np.array([[0.01, 0.09], [0.11, 0.05], [0.99, 0.91], [1.0, 1.0]]))
+    np.testing.assert_allclose(scores, [4**-0.5, 1.0, 2**-0.5, 2**-0.5])  # the rim belongs to the last cell
+    logarithm = make_reward("count", space, None, bin_width=0.1, forgetting=0.5, seed=0, device="cpu")
+    logarithm.fit(np.full((4, 2), 0.5))
+    logarithm.fit(np.full((2, 2), 0.7))
+    # Half of the first four is forgotten: 2 + 2 in all.
+    np.testing.assert_allclose(logarithm.score(np.array([[0.55, 0.55]])), np.log(5.0 / 3.0), rtol=1e-6)
+
+
+def test_count_starts_over_when_the_scale_of_an_unbounded_space_changes():
+    model = make_reward("count", spaces.Box(-np.inf, np.inf, (1,)), None, bonus="inverse_sqrt", seed=0, device="cpu")
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        model.fit(rng.normal(size=(256, 1)))
+    assert model.score(np.zeros((1, 1))) < 0.3
+    for _ in range(50):
+        model.fit(1000.0 + 100.0 * rng.normal(size=(256, 1)))
+    assert model.scale.item() == pytest.approx(4.0 * model.whitening.std.item(), rel=1.0)
+    assert model.score(np.zeros((1, 1))) == 1.0
+
+
+def test_paper_estimator_draws_anew_for_every_state_and_after_every_fit():
+    model = make("exdm-paper", n_draws=2000)
+    uniform = model._uniform(th.tensor([[0.5, 0.5], [0.5, 0.5], [0.5000001, 0.5]]), 3)  # (3, n_draws, 3)
+    assert th.equal(uniform[0], uniform[1])
+    assert abs(np.corrcoef(uniform[0].flatten(), uniform[2].flatten())[0, 1]) < 0.05
+    for column in uniform[0].T:
+        assert 0.0 < column.min() and column.max() < 1.0
+        assert column.mean().item() == pytest.approx(0.5, abs=0.03)
+        assert column.var().item() == pytest.approx(1 / 12, abs=0.01)
+    before = model._uniform(th.zeros(1, 2), 3)
+    model.fit(*states(8))
+    assert abs(np.corrcoef(before.flatten(), model._uniform(th.zeros(1, 2), 3).flatten())[0, 1]) < 0.05
+
+
+def test_paper_estimator_is_unbiased():
+    """A network that predicts zero errs by the squared length of the noise, whose mean is the dimension."""
+    model = make("exdm-paper", n_draws=500)
+    model.network.velocity[-1].weight.data.zero_()
+    model.network.forward = lambda x_t, *args: th.zeros_like(x_t)
+    assert model.score(*states(20)).mean() == pytest.approx(2.0, rel=0.05)

@@ -1,0 +1,177 @@
+"""Does the score rank states by rarity, in any dimension and scale, without tuning?"""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from scipy.stats import spearmanr
+
+from sb3_exdm import ScoreModel
+from sb3_exdm.diffusion import denoising_error
+from sb3_exdm.envs import MazeLayout
+from sb3_exdm.exploration.noise_band import NoiseBand
+
+
+def unbounded(dim: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (dim,))
+
+
+def maze_sample(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in a maze, cells weighted by the distance from the start, and their log density."""
+    layout = MazeLayout.load("SquareTree")
+    distances = layout.distances((0, 0))
+    cells = np.array(list(distances))
+    weights = np.exp(-0.25 * np.array(list(distances.values())))
+    weights /= weights.sum()
+    chosen = rng.choice(len(cells), n, p=weights)
+    return cells[chosen] + rng.uniform(-0.5, 0.5, (n, 2)), np.log(weights[chosen])
+
+
+def mixture_sample(rng: np.random.Generator, n: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three Gaussians of different weight and width, each dimension in a unit of its own from 1e-5 to 10."""
+    layout = np.random.default_rng(dim)
+    means, widths = 2.0 * layout.normal(size=(3, dim)), np.array([0.4, 0.8, 1.2])
+    weights, units = np.array([0.6, 0.3, 0.1]), 10 ** layout.uniform(-5, 1, dim)
+    chosen = rng.choice(3, n, p=weights)
+    x = means[chosen] + widths[chosen, None] * rng.normal(size=(n, dim))
+    squared = ((x[:, None] - means) ** 2).sum(2) / widths**2
+    log_parts = np.log(weights) - 0.5 * squared - dim * np.log(widths)
+    return x * units, np.logaddexp.reduce(log_parts, axis=1)
+
+
+def fitted(x: np.ndarray, n_fits: int, rng: np.random.Generator, **kwargs) -> ScoreModel:
+    model = ScoreModel(unbounded(x.shape[1]), seed=0, device="cpu", **kwargs)
+    for _ in range(n_fits):
+        model.fit(x[rng.integers(len(x), size=256)])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("sample", "n_fits", "least"),
+    [
+        pytest.param(maze_sample, 2000, 0.9, id="maze"),
+        pytest.param(lambda rng, n: mixture_sample(rng, n, 10), 1000, 0.85, id="10-d"),
+        pytest.param(lambda rng, n: mixture_sample(rng, n, 24), 1000, 0.85, id="24-d"),
+    ],
+)
+def test_score_ranks_states_by_rarity(sample, n_fits, least):
+    rng = np.random.default_rng(0)
+    x, _ = sample(rng, 20_000)
+    held_out, log_density = sample(rng, 4000)
+    model = fitted(x, n_fits, rng)
+    assert model.n_evaluations <= 16
+    assert spearmanr(model.score(held_out), -log_density).statistic > least
+
+
+def test_bank_equals_the_plain_mean_over_its_noises():
+    """The multiplied-out form of the bank against the definition of the score, one network call per noise."""
+    rng = np.random.default_rng(0)
+    for kind in ("state", "action"):
+        model = ScoreModel(unbounded(3), unbounded(2), kind=kind, seed=0, device="cpu")
+        x, a = rng.normal(size=(64, 3)).astype(np.float32), rng.normal(size=(64, 2)).astype(np.float32)
+        for _ in range(20):
+            model.fit(x, a)
+        states = model.whitening.standardise(th.as_tensor(x))
+        acts = model.action_whitening.standardise(th.as_tensor(a)) if kind == "action" else None
+        data, condition = (states, None) if acts is None else (acts, states)
+        errors = []
+        for log_snr, noise in zip(model._bank_log_snr, model.noises.flatten(0, 1), strict=True):
+            alpha, sigma = model.model.levels(log_snr)
+            with th.no_grad():
+                predicted = model.model.predict_noise(alpha * data + sigma * noise, log_snr.expand(64), condition)
+            errors.append(denoising_error(predicted, noise.expand_as(data)))
+        expected = th.stack(errors).mean(0).numpy()
+        np.testing.assert_allclose(model.score(x, a), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_noises_are_antithetic_and_of_typical_length():
+    noises = ScoreModel(unbounded(5), seed=0, device="cpu").noises  # (n_levels, n_noises, dim)
+    assert th.allclose(noises.sum(1), th.zeros(len(noises), 5), atol=1e-5)
+    assert th.allclose(noises.norm(dim=2), th.full(noises.shape[:2], 5**0.5), atol=1e-4)
+
+
+def test_band_follows_the_distance_between_neighbours():
+    generator = th.Generator().manual_seed(0)
+    lows = []
+    for dim in (2, 8, 24):
+        band = NoiseBand(dim)
+        for _ in range(100):
+            band.update(th.randn(256, dim, generator=generator))
+        lows.append(band.range[0])
+        assert band.range[0] < band.range[1]
+        assert band.frequencies[-1].item() == pytest.approx(0.25 / band.range[0])
+    assert lows[0] < lows[1] < lows[2]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 256])
+def test_repeated_states_do_not_break_the_band(rows):
+    model = ScoreModel(unbounded(2), seed=0, device="cpu")
+    x = np.ones((rows, 2), dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(300):
+            model.fit(x)
+    assert np.isfinite(model.reward(np.array([[1.0, 1.0], [50.0, -3.0]]))).all()
+
+
+def test_reward_is_standardised_over_what_was_seen():
+    rng = np.random.default_rng(0)
+    x, _ = maze_sample(rng, 5000)
+    reward = fitted(x, 500, rng).reward(x)
+    assert abs(reward.mean()) < 0.2 and 0.7 < reward.std() < 1.3
+
+
+def test_constant_and_tiny_dimensions_do_not_matter():
+    rng = np.random.default_rng(0)
+    x, _ = maze_sample(rng, 5000)
+    scaled = np.column_stack([x[:, 0] * 1e-5, x[:, 1] * 1e4, np.full(len(x), 7.0)])
+    held_out, log_density = maze_sample(rng, 2000)
+    model = fitted(scaled, 1000, rng)
+    score = model.score(np.column_stack([held_out[:, 0] * 1e-5, held_out[:, 1] * 1e4, np.full(2000, 7.0)]))
+    assert spearmanr(score, -log_density).statistic > 0.75
+
+
+def test_edp_scores_rare_actions():
+    rng = np.random.default_rng(0)
+    model = ScoreModel(unbounded(2), spaces.Box(-1, 1, (2,)), kind="action", seed=0, device="cpu")
+    observations = rng.normal(size=(4000, 2))
+    actions = np.clip(0.5 * np.sign(observations) + 0.1 * rng.normal(size=(4000, 2)), -1, 1)
+    for _ in range(500):
+        rows = rng.integers(4000, size=256)
+        model.fit(observations[rows], actions[rows])
+    usual = model.score(observations, actions)
+    unusual = model.score(observations, -actions)
+    assert (unusual > usual).mean() > 0.95
+
+
+def test_diagnostic_warns_when_the_ranking_is_lost():
+    """A model that learns nothing, of data whose rarity it cannot see, must say so."""
+    rng = np.random.default_rng(0)
+    x, _ = maze_sample(rng, 20_000)
+    healthy = fitted(x, 1000, rng)
+    assert healthy.ranking > 0.4
+    broken = ScoreModel(unbounded(2), seed=0, device="cpu", learning_rate=1e-9)
+    # A ring: its middle is empty, but the untrained score, which grows with the distance from the mean, calls it common.
+    angle, radius = rng.uniform(0, 2 * np.pi, 20_000), 1.0 + 0.3 * rng.normal(size=20_000) ** 2
+    inner = 1.0 / radius
+    ring = np.column_stack([inner * np.cos(angle), inner * np.sin(angle)])
+    with pytest.warns(UserWarning, match="no longer ranks"):
+        for _ in range(1500):
+            broken.fit(ring[rng.integers(len(ring), size=256)])
+    assert broken.ranking < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"kind": "transition"}, "'state' .* 'action'"),
+        ({"n_noises": 3}, "even"),
+        ({"kind": "action"}, "pass action_space"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreModel(unbounded(2), **kwargs)

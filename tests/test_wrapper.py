@@ -1,0 +1,630 @@
+"""The wrappers that pay an agent for novelty: under every algorithm and space, and their contract in detail."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import sb3_contrib
+import stable_baselines3
+import torch as th
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize, VecTransposeImage
+
+from sb3_exdm.exploration import SHAPINGS, ScoreModel, ScoreRewardWrapper, VecScoreRewardWrapper, make_reward, online
+
+th.set_num_threads(1)
+
+SMALL = dict(learning_starts=16, train_freq=16, batch_size=16, reward_kwargs=dict(net_arch=[8]), device="cpu", seed=0)
+EPISODE = 7
+OBSERVATIONS = {
+    "box": spaces.Box(-1.0, 1.0, (3,)),
+    "discrete": spaces.Discrete(4),
+    "multi_discrete": spaces.MultiDiscrete([3, 2]),
+    "multi_binary": spaces.MultiBinary(4),
+    "image_last": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+    "image_first": spaces.Box(0, 255, (1, 36, 36), np.uint8),
+    "dict": spaces.Dict(pose=spaces.Box(-1.0, 1.0, (2,), np.float64), mode=spaces.Discrete(3)),
+}
+ACTIONS = {
+    "box": spaces.Box(-1.0, 1.0, (2,)),
+    "discrete": spaces.Discrete(3),
+    "multi_discrete": spaces.MultiDiscrete([3, 2]),
+    "multi_binary": spaces.MultiBinary(2),
+}
+
+
+class RandomEnv(gym.Env):
+    """Samples of its observation space, whatever is done; the reward is the number of the step; episodes of seven steps."""
+
+    def __init__(self, observation: str = "box", action: str = "box") -> None:
+        self.observation_space = OBSERVATIONS[observation]
+        self.action_space = ACTIONS[action]
+        self.n_steps = 0
+
+    def _observe(self) -> Any:
+        if isinstance(self.observation_space, spaces.Box) and self.observation_space.dtype == np.float32:
+            return self.np_random.uniform(-1.0, 1.0, self.observation_space.shape).astype(np.float32)
+        return self.observation_space.sample()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.n_steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.n_steps += 1
+        return self._observe(), float(self.n_steps), self.n_steps == EPISODE, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        return np.ones(3, dtype=bool)
+
+
+class CounterEnv(RandomEnv):
+    """The observation is the number of the step, tens of ``episode``: which state was reached can be read off it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,))
+        self.episode = 0
+
+    def _observe(self) -> np.ndarray:
+        return np.array([10 * self.episode + self.n_steps], dtype=np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict]:
+        self.episode += 1
+        return super().reset(**kwargs)
+
+
+class Echo:
+    """A reward that is the first number of the state (and of the action), unfitted but usable."""
+
+    fitted = True
+    shaping = "identity"
+
+    def __init__(self, needs_actions: bool = False) -> None:
+        self.needs_actions = needs_actions
+        self.fits: list[tuple[np.ndarray, int]] = []
+
+    def fit(self, observations, actions=None, gradient_steps=1):
+        self.fits.append((np.array(observations), gradient_steps))
+        return {}
+
+    def score(self, observations, actions=None):
+        score = np.asarray(observations, dtype=np.float32)[:, 0]
+        return score + 1000.0 * np.asarray(actions)[:, 0] if self.needs_actions else score
+
+    reward = score
+
+    def save(self, path):
+        raise NotImplementedError
+
+
+class Calls:
+    """A reward that records what it is asked, and answers with ``answer``."""
+
+    fitted, needs_actions, shaping = True, False, "identity"
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def fit(self, observations, actions=None, gradient_steps=1):
+        return {}
+
+    def score(self, observations, actions=None):
+        return self.answer
+
+    reward = score
+
+    def save(self, path):
+        raise NotImplementedError
+
+
+# Under every algorithm and space ---------------------------------------------------------------------------------------
+
+ON_POLICY = dict(n_steps=32, batch_size=16, n_epochs=1)
+OFF_POLICY = dict(learning_starts=20, buffer_size=200, batch_size=16, train_freq=8, gradient_steps=1)
+ALGORITHMS = {
+    "PPO": (stable_baselines3.PPO, ON_POLICY),
+    "A2C": (stable_baselines3.A2C, {}),
+    "SAC": (stable_baselines3.SAC, OFF_POLICY),
+    "TD3": (stable_baselines3.TD3, OFF_POLICY),
+    "DDPG": (stable_baselines3.DDPG, OFF_POLICY),
+    "DQN": (stable_baselines3.DQN, OFF_POLICY),
+    "TRPO": (sb3_contrib.TRPO, dict(n_steps=32, batch_size=16)),
+    "TQC": (sb3_contrib.TQC, OFF_POLICY),
+    "CrossQ": (sb3_contrib.CrossQ, OFF_POLICY),
+    "QRDQN": (sb3_contrib.QRDQN, OFF_POLICY),
+    "ARS": (sb3_contrib.ARS, dict(n_delta=1, n_eval_episodes=2)),
+    "RecurrentPPO": (sb3_contrib.RecurrentPPO, ON_POLICY),
+    "MaskablePPO": (sb3_contrib.MaskablePPO, ON_POLICY),
+}
+CONTINUOUS_ONLY = {"SAC", "TD3", "DDPG", "TQC", "CrossQ"}
+DISCRETE_ONLY = {"DQN", "QRDQN", "MaskablePPO"}
+
+
+POLICIES = {"ARS": "LinearPolicy", "RecurrentPPO": "MlpLstmPolicy"}
+POLICY_KWARGS: dict[str, dict[str, Any]] = {"ARS": {}, "RecurrentPPO": dict(net_arch=[8], lstm_hidden_size=8)}
+
+
+def learn(name: str, env: Any, policy: str | None = None, total_timesteps: int = 64, **policy_kwargs: Any) -> Any:
+    algorithm, kwargs = ALGORITHMS[name]
+    policy_kwargs = {**POLICY_KWARGS.get(name, dict(net_arch=[8])), **policy_kwargs}
+    policy = policy or POLICIES.get(name, "MlpPolicy")
+    model = algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **kwargs)
+    return model.learn(total_timesteps)
+
+
+def recorded(wrapper: Any) -> list[np.ndarray]:
+    """The rewards that the wrapper pays from now on."""
+    paid = []
+    pay = wrapper._online.pay
+
+    def record(*args: Any) -> Any:
+        result = pay(*args)
+        paid.append(result[0])
+        return result
+
+    wrapper._online.pay = record
+    return paid
+
+
+def assert_learned(wrapper: Any, paid: list[np.ndarray]) -> None:
+    """The model was fitted, and what it pays depends on the state."""
+    values = np.concatenate(paid)
+    assert len(values) >= 64 and np.isfinite(values).all()
+    assert (values[: SMALL["learning_starts"]] == 1.0).all()
+    assert np.unique(values[32:]).size > 1
+    assert wrapper.reward_model.whitening.n_batches.item() > 2
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_learns_from_it(name):
+    env = ScoreRewardWrapper(RandomEnv(action="discrete" if name in DISCRETE_ONLY else "box"), **SMALL)
+    paid = recorded(env)
+    model = learn(name, env)
+    assert_learned(env, paid)
+    if hasattr(model, "replay_buffer") and model.replay_buffer is not None:
+        stored = model.replay_buffer.rewards[: model.replay_buffer.pos, 0]
+        np.testing.assert_array_equal(stored, np.concatenate(paid)[: len(stored)].astype(np.float32))
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("name", ["PPO", "DQN"])
+def test_every_observation_space(name, observation):
+    env = ScoreRewardWrapper(RandomEnv(observation, "discrete"), **SMALL)
+    paid = recorded(env)
+    image = dict(features_extractor_kwargs=dict(features_dim=8)) if observation.startswith("image") else {}
+    policy = "MultiInputPolicy" if observation == "dict" else "CnnPolicy" if image else "MlpPolicy"
+    learn(name, env, policy, **image)
+    assert_learned(env, paid)
+
+
+@pytest.mark.parametrize("reward", ["score", "edp"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_action_space(action, reward):
+    venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 2, env_kwargs=dict(action=action)), reward, **SMALL)
+    paid = recorded(venv)
+    learn("PPO", venv)
+    assert_learned(venv, paid)
+
+
+@pytest.mark.parametrize("observation", sorted(set(OBSERVATIONS) - {"box"}))
+def test_vectorised_over_every_observation_space(observation):
+    venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 3, env_kwargs=dict(observation=observation)), **SMALL)
+    paid = recorded(venv)
+    venv.seed(0)
+    venv.reset()
+    for _ in range(3 * EPISODE + 1):
+        venv.step(np.zeros((3, 2), dtype=np.float32))
+    assert_learned(venv, paid)
+
+
+def test_images_that_the_algorithm_transposes():
+    """SB3 puts ``VecTransposeImage`` outside: the wrapper sees what the environment gives."""
+    venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 2, env_kwargs=dict(observation="image_last")), **SMALL)
+    model = learn("PPO", venv, "CnnPolicy", features_extractor_kwargs=dict(features_dim=8))
+    assert isinstance(model.get_env(), VecTransposeImage)
+    assert venv.reward_model.observation_space.shape == (36, 36, 1)
+
+
+def test_checkers_find_nothing_wrong(recwarn):
+    for observation, action in (("box", "box"), ("dict", "multi_discrete")):
+        check_env(ScoreRewardWrapper(RandomEnv(observation, action), **SMALL))
+    gymnasium_check_env(ScoreRewardWrapper(RandomEnv(), **SMALL), skip_render_check=True, skip_close_check=True)
+    messages = [str(warning.message) for warning in recwarn]
+    assert not [message for message in messages if "different from the unwrapped version" not in message]
+
+
+def test_made_environments_are_rebuilt_from_their_spec():
+    env = ScoreRewardWrapper(gym.make("Pendulum-v1", max_episode_steps=5), extrinsic_coef=0.5, **SMALL)
+    twin = gym.make(env.spec)
+    assert isinstance(twin, ScoreRewardWrapper) and twin.spec == env.spec
+    for e in (env, twin):
+        e.reset(seed=1)
+    action = np.array([0.3], dtype=np.float32)
+    for _ in range(5):
+        one, two = env.step(action), twin.step(action)
+        np.testing.assert_array_equal(one[0], two[0])
+        assert one[1:4] == two[1:4]
+    env.close()
+    twin.close()
+
+
+def test_a_model_is_never_recorded_in_the_spec():
+    model = make_reward("rnd", gym.make("Pendulum-v1").observation_space, seed=0, device="cpu")
+    env = ScoreRewardWrapper(gym.make("Pendulum-v1"), model)
+    assert env.reward_model is model
+    with pytest.raises(TypeError, match="must be a name"):
+        gym.make(env.spec)  # rather than with another model than the one it had
+
+
+# What is paid, and for which state ---------------------------------------------------------------------------------------
+
+
+def test_pays_for_the_state_that_was_reached():
+    env = ScoreRewardWrapper(CounterEnv(), Echo())
+    env.reset()
+    assert [env.step(np.zeros(2))[1] for _ in range(EPISODE)] == [11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0]
+    env.reset()
+    assert env.step(np.zeros(2))[1] == 21.0
+
+
+def test_vectorised_pays_for_the_last_state_of_an_episode_not_the_first_of_the_next():
+    venv = VecScoreRewardWrapper(make_vec_env(CounterEnv, 2), Echo())
+    first = venv.reset()[:, 0]
+    for step in range(1, 2 * EPISODE + 1):
+        obs, rewards, dones, _ = venv.step(np.zeros((2, 2)))
+        episode, in_episode = divmod(step - 1, EPISODE)
+        np.testing.assert_array_equal(rewards, first + 10 * episode + in_episode + 1)
+        assert dones.all() == (in_episode + 1 == EPISODE)
+    np.testing.assert_array_equal(obs[:, 0], first + 20)  # the agent sees the new episode all the same
+
+
+def test_terminal_observation_of_a_dict_space():
+    class DictCounter(gym.ObservationWrapper):
+        def __init__(self) -> None:
+            super().__init__(CounterEnv())
+            self.observation_space = spaces.Dict(count=self.env.observation_space)
+
+        def observation(self, observation):
+            return {"count": observation}
+
+    class DictEcho(Echo):
+        def reward(self, observations, actions=None):
+            return np.asarray(observations["count"])[:, 0]
+
+    venv = VecScoreRewardWrapper(make_vec_env(DictCounter, 2), DictEcho())
+    first = venv.reset()["count"][:, 0]
+    for _ in range(EPISODE):
+        _, rewards, dones, _ = venv.step(np.zeros((2, 2)))
+    assert dones.all()
+    np.testing.assert_array_equal(rewards, first + EPISODE)
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_reward_of_actions_gets_the_state_they_were_taken_in(vectorised):
+    reward = Echo(needs_actions=True)
+    if vectorised:
+        env = VecScoreRewardWrapper(DummyVecEnv([CounterEnv]), reward)
+        start = env.reset()[0, 0]
+    else:
+        env = ScoreRewardWrapper(CounterEnv(), reward)
+        start = env.reset()[0][0]
+    for step in range(EPISODE + 2):
+        action = np.array([float(step), 0.0])
+        expected = start + step % EPISODE + 10 * (step // EPISODE) + 1000.0 * step
+        if vectorised:
+            assert env.step(action[None])[1][0] == expected
+        else:
+            _, paid, terminated, _, _ = env.step(action)
+            assert paid == expected
+            if terminated:
+                env.reset()
+
+
+@pytest.mark.parametrize("shaping", [None, "exp", "identity"])
+def test_weights_shaping_and_info(shaping):
+    answer = np.array([0.5], dtype=np.float32)
+    env = ScoreRewardWrapper(RandomEnv(), Calls(answer), intrinsic_coef=3.0, extrinsic_coef=0.25, shaping=shaping)
+    env.reset()
+    env.step(np.zeros(2))
+    _, reward, _, _, info = env.step(np.zeros(2))
+    shaped = float(SHAPINGS[shaping or "identity"](answer)[0])  # the reward's own where none is asked for
+    assert info["intrinsic_reward"] == pytest.approx(shaped)
+    assert info["extrinsic_reward"] == 2.0
+    assert reward == pytest.approx(3.0 * shaped + 0.25 * 2.0)
+    assert type(reward) is float and type(info["intrinsic_reward"]) is float
+
+
+def test_vectorised_weights_and_info():
+    venv = VecScoreRewardWrapper(
+        make_vec_env(RandomEnv, 2), Calls(np.array([0.5, -1.0], dtype=np.float32)), intrinsic_coef=2.0, extrinsic_coef=0.5
+    )
+    venv.reset()
+    _, rewards, _, infos = venv.step(np.zeros((2, 2)))
+    np.testing.assert_allclose(rewards, [1.5, -1.5])
+    assert rewards.dtype == np.float32
+    assert [(info["intrinsic_reward"], info["extrinsic_reward"]) for info in infos] == [(0.5, 1.0), (-1.0, 1.0)]
+
+
+def test_task_reward_that_is_not_wanted_may_be_nan():
+    env = ScoreRewardWrapper(gym.wrappers.TransformReward(RandomEnv(), lambda _: np.nan), "zero")
+    env.reset()
+    assert env.step(np.zeros(2))[1] == 0.0
+
+
+@pytest.mark.parametrize(("reward", "constant"), [("score", 1.0), ("rnd", 1.0), ("exdm-paper", 0.0), ("zero", 0.0)])
+def test_all_states_are_paid_alike_before_learning_starts(reward, constant):
+    env = ScoreRewardWrapper(TimeLimit(RandomEnv(), 100), reward, learning_starts=5, train_freq=1, batch_size=8, seed=0)
+    env.unwrapped.n_steps = 0
+    env.reset(seed=0)
+    paid = [env.step(np.zeros(2))[1] for _ in range(EPISODE)]
+    assert paid[:5] == [constant] * 5
+    assert (paid[5:] != [constant] * 2) == (reward != "zero")
+
+
+def test_a_fitted_model_pays_from_the_start():
+    model = ScoreModel(OBSERVATIONS["box"], net_arch=[8], seed=0, device="cpu")
+    env = ScoreRewardWrapper(RandomEnv(), model)
+    env.reset()
+    assert env.step(np.zeros(2))[1] == 1.0
+    model.fit(np.random.default_rng(0).normal(size=(64, 3)))
+    env = ScoreRewardWrapper(RandomEnv(), model)
+    env.reset(seed=0)
+    obs, reward, *_ = env.step(np.zeros(2))
+    assert reward == pytest.approx(float(np.exp(model.reward(obs[None])[0])))
+
+
+def test_frozen_wrapper_follows_the_model_of_another():
+    """For evaluation while training goes on: built before the model was fitted, and never fitting it itself."""
+    train_env = ScoreRewardWrapper(RandomEnv(), **{**SMALL, "learning_starts": 4, "train_freq": 1})
+    eval_env = ScoreRewardWrapper(RandomEnv(), train_env.reward_model)
+    eval_env.frozen = True
+    eval_env.reset(seed=0)
+    assert eval_env.step(np.zeros(2))[1] == 1.0
+    train_env.reset(seed=0)
+    for _ in range(5):
+        train_env.step(np.zeros(2))
+    assert eval_env.step(np.zeros(2))[1] != 1.0
+
+
+# When and on what the model is fitted -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_envs", [1, 3, 16])
+def test_number_of_gradient_steps_follows_the_number_of_states(n_envs):
+    reward = Echo()
+    venv = VecScoreRewardWrapper(
+        make_vec_env(CounterEnv, n_envs), reward, learning_starts=20, train_freq=8, gradient_steps=2, batch_size=5
+    )
+    venv.reset()
+    n_steps = 60 // n_envs
+    for step in range(1, n_steps + 1):
+        venv.step(np.zeros((n_envs, 2)))
+        seen = step * n_envs
+        done = sum(gradient_steps for _, gradient_steps in reward.fits)
+        assert done == (0 if seen < 20 else 2 * (seen // 8))
+    assert all(len(observations) == 5 * gradient_steps for observations, gradient_steps in reward.fits)
+
+
+def test_memory_holds_the_last_states_and_is_drawn_from_uniformly():
+    reward = Echo()
+    env = ScoreRewardWrapper(
+        TimeLimit(CounterEnv(), 5), reward, buffer_size=20, learning_starts=0, train_freq=1, gradient_steps=1, seed=0
+    )
+    env.reset()
+    reached = []
+    for _ in range(100):
+        obs, _, terminated, truncated, _ = env.step(np.zeros(2))
+        reached.append(obs[0])
+        if terminated or truncated:
+            env.reset()
+    observations, _ = reward.fits[-1]
+    values, counts = np.unique(observations[:, 0], return_counts=True)
+    np.testing.assert_array_equal(values, np.sort(reached[-20:]))  # reset states are not among them: nobody chose them
+    assert counts.min() > 2 and counts.max() < 30  # 256 draws of 20 states
+    assert {len(np.unique(observations)) for observations, _ in reward.fits[:3]} <= {1, 2, 3}
+
+
+def test_memory_of_large_states_is_bounded(monkeypatch):
+    monkeypatch.setattr(online, "MAX_BYTES", 36 * 36 * 50)
+    env = ScoreRewardWrapper(RandomEnv("image_first"), "rnd")
+    assert env._online.buffer_size == 50
+    assert ScoreRewardWrapper(RandomEnv(), "rnd", buffer_size=70)._online.buffer_size == 70
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_frozen_pays_but_learns_nothing(vectorised):
+    settings = {**SMALL, "learning_starts": 4, "train_freq": 1}
+    env = VecScoreRewardWrapper(make_vec_env(RandomEnv, 1, seed=0), **settings) if vectorised else None
+    env = env or ScoreRewardWrapper(RandomEnv(), **settings)
+    action = np.zeros((1, 2)) if vectorised else np.zeros(2)
+    env.reset()
+    for _ in range(6):
+        env.step(action)
+    if not vectorised:
+        env.reset()
+    assert not env.frozen
+    env.frozen = True
+    before = {key: value.clone() for key, value in env.reward_model.state_dict().items()}
+    seen = env._online.n_seen
+    paid = [float(np.squeeze(env.step(action)[1])) for _ in range(6)]
+    assert len(set(paid)) > 1
+    assert all(th.equal(value, before[key]) for key, value in env.reward_model.state_dict().items())
+    env.frozen = False
+    env.step(action)
+    assert env._online.n_seen == seen + 1
+    assert any(not th.equal(value, before[key]) for key, value in env.reward_model.state_dict().items())
+
+
+# Logging ----------------------------------------------------------------------------------------------------------------
+
+TASK_RETURN = EPISODE * (EPISODE + 1) / 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ScoreRewardWrapper(RandomEnv(), **SMALL),
+        lambda: make_vec_env(RandomEnv, 2, wrapper_class=ScoreRewardWrapper, wrapper_kwargs=SMALL),
+        lambda: VecScoreRewardWrapper(make_vec_env(RandomEnv, 2), **SMALL),
+        lambda: VecScoreRewardWrapper(DummyVecEnv([RandomEnv]), **SMALL),
+    ],
+    ids=["bare", "make_vec_env", "vectorised", "vectorised without monitor"],
+)
+def test_logged_return_is_that_of_the_task(make, tmp_path):
+    model = stable_baselines3.A2C("MlpPolicy", make(), seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(40)
+    assert [info["r"] for info in model.ep_info_buffer] and {info["r"] for info in model.ep_info_buffer} == {TASK_RETURN}
+
+
+def test_monitors_are_not_doubled():
+    def count(env: gym.Env) -> int:
+        return isinstance(env, Monitor) + (count(env.env) if isinstance(env, gym.Wrapper) else 0)
+
+    assert count(ScoreRewardWrapper(RandomEnv(), "zero")) == 1
+    assert count(ScoreRewardWrapper(TimeLimit(Monitor(RandomEnv()), 3), "zero")) == 1
+    assert isinstance(VecScoreRewardWrapper(DummyVecEnv([RandomEnv]), "zero").venv, VecMonitor)
+    assert not isinstance(VecScoreRewardWrapper(make_vec_env(RandomEnv, 1), "zero").venv, VecMonitor)
+    inner = VecTransposeImage(VecMonitor(DummyVecEnv([lambda: RandomEnv("image_last")])))
+    assert VecScoreRewardWrapper(inner, "zero").venv is inner
+
+
+# Reproducibility --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", ["score", "edp", "exdm-paper", "apt"])
+def test_twin_runs_are_equal(reward):
+    def run(seed: int) -> tuple[np.ndarray, list]:
+        settings = {**SMALL, "seed": seed, "reward_kwargs": {}}
+        venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 2, seed=0), reward, **settings)
+        paid = recorded(venv)
+        model = learn("A2C", venv)
+        return np.concatenate(paid), [p.detach().clone() for p in model.policy.parameters()]
+
+    (paid, weights), (twin_paid, twin_weights) = run(seed=1), run(seed=1)
+    np.testing.assert_array_equal(paid, twin_paid)
+    assert all(th.equal(a, b) for a, b in zip(weights, twin_weights, strict=True))
+    if reward != "apt":  # whose seed matters only once there are more states than a minibatch
+        assert not np.array_equal(paid, run(seed=2)[0])
+
+
+def test_subprocesses_pay_what_one_process_pays():
+    def pay(venv: Any) -> np.ndarray:
+        venv.seed(0)
+        venv.reset()
+        rewards = np.array([venv.step(np.zeros((2, 2)))[1] for _ in range(30)])
+        venv.close()
+        return rewards
+
+    kwargs: dict[str, Any] = dict(n_envs=2, wrapper_class=ScoreRewardWrapper, wrapper_kwargs=SMALL)
+    in_workers = make_vec_env(RandomEnv, vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="fork"), **kwargs)
+    assert in_workers.env_is_wrapped(ScoreRewardWrapper) == [True, True]
+    with pytest.raises(ValueError, match="already"):
+        VecScoreRewardWrapper(in_workers)
+    in_workers.set_attr("frozen", False)
+    np.testing.assert_array_equal(pay(in_workers), pay(make_vec_env(RandomEnv, **kwargs)))
+
+
+# What is refused --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(intrinsic_coef=float("nan")), "intrinsic_coef must be finite"),
+        (dict(extrinsic_coef=float("inf")), "extrinsic_coef must be finite"),
+        (dict(buffer_size=0), "buffer_size must be an integer of at least 1"),
+        (dict(learning_starts=-1), "learning_starts must be an integer of at least 0"),
+        (dict(train_freq=0), "train_freq"),
+        (dict(train_freq=2.5), "train_freq"),
+        (dict(gradient_steps=-1), "gradient_steps"),
+        (dict(batch_size=0), "batch_size"),
+        (dict(shaping="log"), "Unknown shaping 'log'; choose one of exp, identity"),
+        (dict(reward="curiosity"), "Unknown reward 'curiosity'"),
+        (dict(reward=make_reward("rnd", spaces.Box(-1, 1, (9,)), device="cpu")), "built for the observation_space"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreRewardWrapper(RandomEnv(), **kwargs)
+    with pytest.raises(ValueError, match=message):
+        VecScoreRewardWrapper(DummyVecEnv([RandomEnv]), **kwargs)
+
+
+def test_unsupported_space_is_refused_at_construction():
+    env = RandomEnv()
+    env.observation_space = spaces.Tuple([spaces.Discrete(2)])
+    with pytest.raises(ValueError, match="Unsupported observation space"):
+        ScoreRewardWrapper(env)
+
+
+def test_arguments_for_a_model_that_exists_are_refused():
+    model = make_reward("rnd", OBSERVATIONS["box"], device="cpu")
+    with pytest.raises(ValueError, match=r"\['net_arch'\] would be ignored"):
+        ScoreRewardWrapper(RandomEnv(), model, reward_kwargs=dict(net_arch=[8]))
+
+
+def test_wrong_kind_of_environment_is_refused():
+    with pytest.raises(TypeError, match="use VecScoreRewardWrapper"):
+        ScoreRewardWrapper(DummyVecEnv([RandomEnv]))
+    with pytest.raises(TypeError, match="use ScoreRewardWrapper"):
+        VecScoreRewardWrapper(RandomEnv())
+
+
+def test_nesting_is_refused():
+    with pytest.raises(ValueError, match="already"):
+        ScoreRewardWrapper(TimeLimit(ScoreRewardWrapper(RandomEnv(), "zero"), 5))
+    with pytest.raises(ValueError, match="already"):
+        VecScoreRewardWrapper(VecMonitor(VecScoreRewardWrapper(make_vec_env(RandomEnv, 1), "zero")))
+    with pytest.raises(ValueError, match="already"):
+        VecScoreRewardWrapper(make_vec_env(RandomEnv, 2, wrapper_class=ScoreRewardWrapper))
+
+
+def test_vec_normalize_goes_outside():
+    """The other way round, off-policy algorithms store the task's reward: the intrinsic one would be lost in silence."""
+    with pytest.raises(ValueError, match=r"Use VecNormalize\(VecScoreRewardWrapper\(env\)\)"):
+        VecScoreRewardWrapper(VecMonitor(VecNormalize(make_vec_env(RandomEnv, 1))))
+    inner = VecScoreRewardWrapper(make_vec_env(RandomEnv, 1), **SMALL)
+    paid = recorded(inner)
+    model = learn("SAC", VecNormalize(inner))
+    stored = model.replay_buffer.rewards[:64, 0]
+    np.testing.assert_array_equal(stored, np.concatenate(paid).astype(np.float32))
+    assert np.unique(stored).size > 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_bad_observation_is_refused_at_the_step_it_comes(bad, vectorised):
+    class Broken(RandomEnv):
+        def step(self, action):
+            obs, *rest = super().step(action)
+            if self.n_steps == 3:
+                obs[1] = bad
+            return (obs, *rest)
+
+    env = VecScoreRewardWrapper(make_vec_env(Broken, 2)) if vectorised else ScoreRewardWrapper(Broken())
+    action = np.zeros((2, 2)) if vectorised else np.zeros(2)
+    env.reset()
+    env.step(action)
+    env.step(action)
+    with pytest.raises(ValueError, match=rf"step 3 of the environment.*holds {bad}"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("answer", [np.array([np.nan]), np.zeros(2), np.zeros((1, 1))])
+def test_reward_that_is_no_number_per_state_is_refused(answer):
+    env = ScoreRewardWrapper(RandomEnv(), Calls(answer))
+    env.reset()
+    with pytest.raises(ValueError, match="as many finite numbers"):
+        env.step(np.zeros(2))
