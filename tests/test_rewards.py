@@ -8,7 +8,6 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_exdm.artifacts import ArtifactError, save_tree
-from sb3_exdm.diffusion import denoising_error
 from sb3_exdm.exploration import REWARDS, SHAPINGS, FittedReward, IntrinsicReward, ScoreModel, load_reward, make_reward
 
 th.set_num_threads(1)
@@ -348,24 +347,6 @@ def test_score_ranks_states_by_their_rarity(name, least):
     # Noise breaks the ties between states in one cell of the counts, all alike.
     score = model.score(sample) + 1e-9 * rng.normal(size=1000)
     assert _rank_correlation(score, -density) > least
-
-
-def test_noise_bank_gives_the_error_it_stands_for():
-    """The folded computation against the formula, noise by noise."""
-    for kind in ("state", "action"):
-        model = make("score" if kind == "state" else "edp", n_levels=2, n_noises=4, net_arch=[16, 8])
-        model.fit(*states(64), gradient_steps=20)
-        data = th.randn(5, 2, generator=th.Generator().manual_seed(0))
-        condition = None if kind == "state" else data.flip(1)
-        noises, log_snr = model.noises.flatten(0, 1), model._bank_log_snr
-        alpha, sigma = model.model.levels(log_snr)
-        total = th.zeros(5)
-        for j in range(8):
-            noise = noises[j].expand(5, 2)
-            predicted = model.model.predict_noise(alpha[j] * data + sigma[j] * noise, log_snr[j].expand(5), condition)
-            total += denoising_error(predicted, noise) / 8
-        got = model._score_batch(data if kind == "state" else condition, None if kind == "state" else data)
-        th.testing.assert_close(got, total, rtol=1e-4, atol=1e-5)
 
 
 def test_apt_is_the_distance_to_the_neighbours():

@@ -132,7 +132,7 @@ def _ratio_row(label: str, plain: Callable[[], float], paid: Callable[[], float]
 
 
 def _train_ppo(env: Any, steps: int) -> float:
-    """Seconds that PPO takes with the settings of Stable-Baselines3 and rollouts of 2048 steps of all environments together."""
+    """Seconds that PPO takes with its default settings, but rollouts of 2048 steps of all environments together."""
     n_envs = getattr(env, "num_envs", 1)
     model = PPO("MlpPolicy", env, n_steps=min(2048, steps) // n_envs, seed=0, device="cpu")
     start = time.perf_counter()

@@ -43,7 +43,7 @@ class ScoreModel(FittedReward):
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
     :param action_space: needed for ``kind="action"``
     :param kind: ``"state"`` or ``"action"``
-    :param n_levels: noise levels in the bank
+    :param n_levels: noise levels in the bank; by default three in one or two dimensions, four in more
     :param n_noises: noises per level; even, because they come in pairs. A score costs ``n_levels * n_noises`` evaluations
         of the network per state
     :param net_arch: widths of the hidden layers; by default two of 64, of 128 for more than eight dimensions
@@ -63,7 +63,7 @@ class ScoreModel(FittedReward):
         action_space: spaces.Space | None = None,
         *,
         kind: str = "state",
-        n_levels: int = 3,
+        n_levels: int | None = None,
         n_noises: int = 4,
         net_arch: Sequence[int] | None = None,
         n_frequencies: int = 3,
@@ -75,7 +75,7 @@ class ScoreModel(FittedReward):
     ) -> None:
         if kind not in ("state", "action"):
             raise ValueError(f"kind must be 'state' (ExDM) or 'action' (EDP), got {kind!r}.")
-        if n_levels < 1 or n_noises < 2 or n_noises % 2:
+        if (n_levels is not None and n_levels < 1) or n_noises < 2 or n_noises % 2:
             raise ValueError(f"Need n_levels >= 1 and an even n_noises >= 2, got {n_levels} and {n_noises}.")
         self.needs_actions = kind == "action"
         net_arch = None if net_arch is None else list(net_arch)
@@ -107,7 +107,7 @@ class ScoreModel(FittedReward):
             seed=self.seed,
             device=self.device,
         )
-        self.register_buffer("noises", self._noise_bank(n_levels, n_noises, dim))  # (n_levels, n_noises, dim)
+        self.register_buffer("noises", self._noise_bank(n_levels or (3 if dim <= 2 else 4), n_noises, dim))  # (n_levels, n_noises, dim)
         self.register_buffer("_ranking", th.ones((), dtype=th.float64))
         self.register_buffer("_n_lost", th.zeros((), dtype=th.int64))
         self._follow_band()
@@ -119,7 +119,7 @@ class ScoreModel(FittedReward):
     @property
     def n_evaluations(self) -> int:
         """Evaluations of the network that the score of one state costs."""
-        return len(self._bank_log_snr)
+        return self.noises.shape[0] * self.noises.shape[1]
 
     @property
     def ranking(self) -> float:
@@ -141,12 +141,12 @@ class ScoreModel(FittedReward):
         self.model.noise_ratios = self.band.range
         for network in (self.model.network, self.model.average):
             network.features.frequencies.copy_(self.band.frequencies)
-        n_levels, n_noises, _ = self.noises.shape
+        n_levels = len(self.noises)
         self._bank: NoiseBank | None = None
         # Midpoints of equal cells of the log-ratio, so that the ends of the band do not weigh double.
         low, high = (math.log(ratio) for ratio in self.band.range)
         cells = (th.arange(n_levels, device=self.device) + 0.5) / n_levels
-        self._bank_log_snr = -(low + (high - low) * cells).repeat_interleave(n_noises)  # (n_levels * n_noises,)
+        self._bank_log_snr = -(low + (high - low) * cells)  # (n_levels,)
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
         data, condition = (observations, None) if actions is None else (actions, observations)
@@ -181,7 +181,7 @@ class ScoreModel(FittedReward):
         data, condition = (observations, None) if actions is None else (actions, observations)
         if self._bank is None:
             alpha, sigma = self.model.levels(self._bank_log_snr)
-            self._bank = NoiseBank(self.model.average, self.noises.flatten(0, 1), alpha, sigma, self._bank_log_snr)
+            self._bank = NoiseBank(self.model.average, self.noises, alpha, sigma, self._bank_log_snr)
         return self._bank.errors(data, condition)
 
     def _extra_state(self) -> dict[str, Any]:

@@ -174,7 +174,8 @@ def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, 
         line = panels.setdefault(run.config["env_id"], {}).setdefault(key, _Line(label, run.finished, []))
         known = np.isfinite(run.progress[metric])
         line.curves.append((run.progress["timesteps"][known], run.progress[metric][known]))
-    return {env_id: list(lines.values()) for env_id, lines in panels.items()}
+    # Unfinished ones last and so on top: until they end, they may be equal to a finished one with the same seed.
+    return {env_id: sorted(lines.values(), key=lambda line: not line.finished) for env_id, lines in panels.items()}
 
 
 def _draw_line(axes: Axes, line: _Line, index: int) -> Any:
