@@ -20,7 +20,15 @@ core = [
 plots = ["matplotlib>=3.7", "rliable>=1.2"]
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
-tests = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "ruff>=0.6", "sb3-contrib>=2.9,<3.0"]
+tests = [
+    "hypothesis>=6.100",
+    "mypy>=1.10",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+    "ruff>=0.6",
+    "sb3-contrib>=2.9,<3.0",
+]
 
 setup(
     name="sb3-exdm",

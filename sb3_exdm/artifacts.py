@@ -72,7 +72,7 @@ def check_format(version: Any, path: Path) -> None:
     """:raises ArtifactError: if ``version`` is newer than this code"""
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} was written by a newer sb3-exdm (format {version}, this one reads up to {FORMAT_VERSION}); upgrade sb3-exdm."
+            f"{path} was written by a newer sb3-exdm (format {version}, this one reads up to {FORMAT_VERSION}); upgrade it."
         )
 
 
@@ -178,7 +178,9 @@ def space_from_json(description: dict[str, Any]) -> spaces.Space:
     if kind == "Box":
         shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
         low, high = (
-            np.broadcast_to(np.array(description[end], dtype=np.float64).reshape(-1 if len(shape) else ()), (int(np.prod(shape)),))
+            np.broadcast_to(
+                np.array(description[end], dtype=np.float64).reshape(-1 if len(shape) else ()), (int(np.prod(shape)),)
+            )
             .reshape(shape)
             .astype(dtype)
             for end in ("low", "high")

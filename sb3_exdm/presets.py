@@ -127,8 +127,10 @@ def needs_normalization(observation_space: spaces.Space) -> bool:
     """Whether observations should be standardised for the policy: vectors without finite bounds."""
     if isinstance(observation_space, spaces.Dict):
         return any(needs_normalization(part) for part in observation_space.spaces.values())
-    return isinstance(observation_space, spaces.Box) and not is_image_space(observation_space) and not is_bounded_vector(
-        observation_space
+    return (
+        isinstance(observation_space, spaces.Box)
+        and not is_image_space(observation_space)
+        and not is_bounded_vector(observation_space)
     )
 
 

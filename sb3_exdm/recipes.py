@@ -221,7 +221,9 @@ def _explore(
         on_checkpoint=on_checkpoint,
         progress_bar=progress_bar,
     )
-    model.set_logger(configure(None if folder is None else str(folder.path / "tensorboard"), [] if folder is None else ["tensorboard"]))
+    model.set_logger(
+        configure(None if folder is None else str(folder.path / "tensorboard"), [] if folder is None else ["tensorboard"])
+    )
     try:
         model.learn(total_timesteps, callback=callback, log_interval=1 if config["algo"] == "ppo" else 5 * config["n_envs"])
     except KeyboardInterrupt:

@@ -173,7 +173,9 @@ def save_algorithm(path: Path, model: BaseAlgorithm) -> None:
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
         "states": {name: recursive_getattr(model, name).state_dict() for name in names},
-        "variables": {name: recursive_getattr(model, name) for name in variables if recursive_getattr(model, name) is not None},
+        "variables": {
+            name: recursive_getattr(model, name) for name in variables if recursive_getattr(model, name) is not None
+        },
         "normalization": _normalization(env) if isinstance(env, VecNormalize) and env.norm_obs else None,
     }
     save_tree(path, tree, kind="agent")

@@ -129,7 +129,9 @@ def test_same_seed_same_weights_and_samples_and_global_generator_untouched():
 
 
 def test_residual_blocks_fit_as_well():
-    model = DiffusionModel(2, net_arch=(32, 32), residual=True, dropout=0.1, learning_rate=3e-3, noise_ratios=(0.3, 3.0), seed=0)
+    model = DiffusionModel(
+        2, net_arch=(32, 32), residual=True, dropout=0.1, learning_rate=3e-3, noise_ratios=(0.3, 3.0), seed=0
+    )
     data = 0.2 * th.randn(512, 2, generator=th.Generator().manual_seed(0)) + 1.0
     losses = [model.fit(data).item() for _ in range(200)]
     assert sum(losses[-20:]) < 0.6 * sum(losses[:20])

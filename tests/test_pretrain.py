@@ -19,7 +19,12 @@ from sb3_exdm.exploration.callback import ExplorationCallback
 from sb3_exdm.presets import default_settings, make_training_env
 
 ROOT = Path(__file__).parents[1]
-TINY = {"algo_kwargs": {"learning_starts": 100, "policy_kwargs": {"net_arch": [8], "features_extractor": "fourier", "n_critics": 1}}}
+TINY = {
+    "algo_kwargs": {
+        "learning_starts": 100,
+        "policy_kwargs": {"net_arch": [8], "features_extractor": "fourier", "n_critics": 1},
+    }
+}
 
 
 def tiny(steps: int = 600, **kwargs) -> sb3_exdm.PretrainedRun:
@@ -42,7 +47,9 @@ def test_run_folder_holds_everything(tmp_path):
     folder = sb3_exdm.RunFolder(run.path)
     transitions = folder.transitions()
     assert len(transitions["rewards"]) == 2400 and transitions["truncated"].sum() == 2400 // 50
-    assert sb3_exdm.state_coverage(transitions["next_observations"], "SquareA") == pytest.approx(run.summary["coverage"], abs=2e-3)
+    assert sb3_exdm.state_coverage(transitions["next_observations"], "SquareA") == pytest.approx(
+        run.summary["coverage"], abs=2e-3
+    )
 
 
 def test_loaded_models_are_the_trained_ones(tmp_path):
@@ -111,7 +118,13 @@ def test_unbounded_observations_are_normalised_and_restored(tmp_path):
     assert not isinstance(run.model.get_env(), VecNormalize), "bounded observations need none"
     gym.register("UnboundedPendulum-v0", lambda: Unbounded(gym.make("Pendulum-v1").unwrapped), max_episode_steps=50)
     run = sb3_exdm.pretrain(
-        "UnboundedPendulum-v0", 300, algo_kwargs=settings, out=tmp_path / "p", progress_bar=False, device="cpu", coverage_dims=[0, 2]
+        "UnboundedPendulum-v0",
+        300,
+        algo_kwargs=settings,
+        out=tmp_path / "p",
+        progress_bar=False,
+        device="cpu",
+        coverage_dims=[0, 2],
     )
     trained = run.model.get_env()
     assert isinstance(trained, VecNormalize) and run.summary["coverage"] > 10

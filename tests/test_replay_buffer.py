@@ -176,7 +176,9 @@ def test_optimized_memory_gives_the_same_rewards():
         SAC, "Pendulum-v1", optimize_memory_usage=True, replay_buffer_kwargs={**kwargs, "handle_timeout_termination": False}
     )
     steps, envs = np.arange(60), np.zeros(60, dtype=int)
-    np.testing.assert_allclose(plain.replay_buffer.intrinsic_rewards(steps, envs), thrifty.replay_buffer.intrinsic_rewards(steps, envs))
+    np.testing.assert_allclose(
+        plain.replay_buffer.intrinsic_rewards(steps, envs), thrifty.replay_buffer.intrinsic_rewards(steps, envs)
+    )
 
 
 def test_saved_model_is_small_and_buffer_keeps_its_reward_model(tmp_path):

@@ -67,8 +67,8 @@ class DiffusionModel(nn.Module):
             ).to(device)
         self.average = deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
-        self._weights = list(self.network.parameters())
-        self._average_weights = list(self.average.parameters())
+        self._weights: list[th.Tensor] = list(self.network.parameters())
+        self._average_weights: list[th.Tensor] = list(self.average.parameters())
         self.noise_ratios = noise_ratios or self.schedule.noise_ratio_range
 
     @property

@@ -37,7 +37,7 @@ class VPSchedule:
         return log_alpha.exp(), (-th.expm1(2.0 * log_alpha)).sqrt()
 
     def log_snr(self, t: th.Tensor) -> th.Tensor:
-        r"""Half the logarithm of the signal-to-noise ratio, :math:`\lambda_t = \log(\alpha_t / \sigma_t)`; falls with ``t``."""
+        r"""Half the log signal-to-noise ratio, :math:`\lambda_t = \log(\alpha_t / \sigma_t)`; falls with ``t``."""
         log_alpha = self.log_alpha(t)
         return log_alpha - 0.5 * (-th.expm1(2.0 * log_alpha)).log()
 
@@ -45,7 +45,9 @@ class VPSchedule:
         """Inverse of :meth:`log_snr` in closed form (DPM-Solver, arXiv 2206.00927, app. D.4)."""
         log_alpha = -0.5 * th.nn.functional.softplus(-2.0 * log_snr)
         # Solve the quadratic for t in the form that does not cancel for small t.
-        return -4.0 * log_alpha / (self.beta_min + (self.beta_min**2 - 4.0 * log_alpha * (self.beta_max - self.beta_min)).sqrt())
+        return (
+            -4.0 * log_alpha / (self.beta_min + (self.beta_min**2 - 4.0 * log_alpha * (self.beta_max - self.beta_min)).sqrt())
+        )
 
     @property
     def noise_ratio_range(self) -> tuple[float, float]:

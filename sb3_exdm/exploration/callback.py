@@ -126,7 +126,11 @@ class ExplorationCallback(BaseCallback):
         """Observations as the environment gave them."""
         env = self.training_env
         observations = env.get_original_obs() if isinstance(env, VecNormalize) else observations
-        return {key: value.copy() for key, value in observations.items()} if isinstance(observations, dict) else observations.copy()
+        return (
+            {key: value.copy() for key, value in observations.items()}
+            if isinstance(observations, dict)
+            else observations.copy()
+        )
 
     def _on_step(self) -> bool:
         observations = self._raw(self.locals["new_obs"])

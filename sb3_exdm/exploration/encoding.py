@@ -53,6 +53,7 @@ class SpaceEncoder:
     def __init__(self, space: spaces.Space, what: str = "observation") -> None:
         self.space = space
         self.what = what
+        self.dim: int
         self._parts: dict[str, SpaceEncoder] = {}
         self._projection: np.ndarray | None = None
         self._offsets: np.ndarray = np.zeros(0, dtype=np.int64)
@@ -77,7 +78,7 @@ class SpaceEncoder:
                 raise ValueError(f"The {what} space has no dimension: {space}.")
         else:
             raise ValueError(
-                f"Unsupported {what} space {space}. Supported are Box, Discrete, MultiDiscrete, MultiBinary and Dict of these; "
+                f"Unsupported {what} space {space}. Supported are Box, Discrete, MultiDiscrete, MultiBinary and Dict of them; "
                 "flatten it with gymnasium.wrappers.FlattenObservation first."
             )
 

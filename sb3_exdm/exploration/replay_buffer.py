@@ -166,8 +166,8 @@ class RelabellingReplayBuffer(ReplayBuffer):
         :param envs: environments, ``(n,)``
         :return: ``(n,)``
         """
-        shape = SHAPINGS[self.shaping or getattr(self.reward_model, "shaping", "exp")]
-        return shape(self.reward_model.reward(*self._scored(steps, envs)))
+        shaping: str = self.shaping or getattr(self.reward_model, "shaping", "exp")
+        return SHAPINGS[shaping](self.reward_model.reward(*self._scored(steps, envs)))
 
     def _rewards(self, steps: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> np.ndarray:
         rewards = np.zeros(len(steps), dtype=np.float32)
@@ -242,7 +242,7 @@ class ScoreRewardReplayBuffer(RelabellingReplayBuffer):
         super().__init__(buffer_size, observation_space, *args, **kwargs)
 
 
-class ScoreRewardDictReplayBuffer(RelabellingReplayBuffer, DictReplayBuffer):
+class ScoreRewardDictReplayBuffer(RelabellingReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
     """:class:`ScoreRewardReplayBuffer` for Dict observations (``"MultiInputPolicy"``)."""
 
 

@@ -13,7 +13,6 @@ from sb3_exdm.exploration.noise_band import NoiseBand
 from sb3_exdm.exploration.noise_bank import NoiseBank
 from sb3_exdm.exploration.reward import FittedReward
 
-
 LOST_RANKING = 0.1
 """Rank correlation with the distance between neighbours below which :class:`ScoreModel` warns; 0.4 to 0.9 is usual."""
 
@@ -107,7 +106,9 @@ class ScoreModel(FittedReward):
             seed=self.seed,
             device=self.device,
         )
-        self.register_buffer("noises", self._noise_bank(n_levels or (3 if dim <= 2 else 4), n_noises, dim))  # (n_levels, n_noises, dim)
+        self.register_buffer(
+            "noises", self._noise_bank(n_levels or (3 if dim <= 2 else 4), n_noises, dim)
+        )  # (n_levels, n_noises, dim)
         self.register_buffer("_ranking", th.ones((), dtype=th.float64))
         self.register_buffer("_n_lost", th.zeros((), dtype=th.int64))
         self._follow_band()
@@ -167,7 +168,7 @@ class ScoreModel(FittedReward):
         if (rarity > 0).sum() < len(rarity) // 2:
             return  # mostly repeated states: distances say nothing
         self._ranking.fill_(_rank_correlation(self._score_batch(reference, None), rarity))
-        self._n_lost.copy_(self._n_lost + 1 if self.ranking < LOST_RANKING else 0)
+        self._n_lost.fill_(self._n_lost.item() + 1 if self.ranking < LOST_RANKING else 0)
         if self._n_lost.item() == 3:
             warnings.warn(
                 f"The score no longer ranks states by rarity (rank correlation {self.ranking:.2f} with the distance between "
