@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.exploration.callback import ExplorationCallback, TransitionRecorder
@@ -92,7 +93,7 @@ def pretrain(
     :raises FileExistsError: if ``out`` holds a run already, or is a file
     :raises RunInterrupted: if stopped from the keyboard; what was learned is kept in ``out``
     """
-    _check_arguments(total_timesteps, n_envs, reward, seed)
+    _check_arguments(total_timesteps, n_envs, reward, seed, checkpoint_freq, device)
     env = make_training_env(env_id, n_envs, seed, env_kwargs)
     try:
         check_algorithm(algo, env.action_space, env_id)
@@ -117,7 +118,10 @@ def pretrain(
             json.dumps(config)
         except TypeError as error:
             raise ValueError(f"env_kwargs, algo_kwargs and reward_kwargs must be plain data: {error}.") from None
-        model, reward_model = _build(algo, env, reward, seed, total_timesteps, settings, reward_kwargs or {}, device)
+        try:
+            model, reward_model = _build(algo, env, reward, seed, total_timesteps, settings, reward_kwargs or {}, device)
+        except TypeError as error:
+            raise ValueError(f"algo_kwargs or reward_kwargs hold an argument that does not exist: {error}.") from error
         folder = None
         if out is not None:
             folder = RunFolder(out)
@@ -127,12 +131,21 @@ def pretrain(
         env.close()
 
 
-def _check_arguments(total_timesteps: int, n_envs: int, reward: str, seed: int) -> None:
-    for name, value, smallest in (("total_timesteps", total_timesteps, 1), ("n_envs", n_envs, 1), ("seed", seed, 0)):
+def _check_arguments(total_timesteps: int, n_envs: int, reward: str, seed: int, checkpoint_freq: int, device: str) -> None:
+    for name, value, smallest in (
+        ("total_timesteps", total_timesteps, 1),
+        ("n_envs", n_envs, 1),
+        ("seed", seed, 0),
+        ("checkpoint_freq", checkpoint_freq, 0),
+    ):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
             raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
     if reward not in REWARDS:
         raise ValueError(f"Unknown reward {reward!r}; choose one of {', '.join(REWARDS)}.")
+    try:
+        th.empty(0, device=get_device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"The device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _make_coverage(
@@ -306,13 +319,13 @@ def _draw(
     if reward_model.needs_actions:
         shown = _spread(visited["observations"])
         values = reward_model.reward(shown, _spread(visited["actions"]))
-        plot_reward(lambda _: values, folder.path / "reward.png", positions=shown[:, dims], title=title)
+        plot_reward(lambda _: values, folder.path / "reward.png", positions=shown[:, dims], labels=labels, title=title)
     elif layout is not None:
         plot_reward(lambda grid: _shaped(reward_model, grid), folder.path / "reward.png", layout=layout, title=title)
     else:
         shown = _spread(visited["next_observations"])
         values = _shaped(reward_model, shown)
-        plot_reward(lambda _: values, folder.path / "reward.png", positions=shown[:, dims], title=title)
+        plot_reward(lambda _: values, folder.path / "reward.png", positions=shown[:, dims], labels=labels, title=title)
 
 
 def _spread(rows: np.ndarray, n_rows: int = 5000) -> np.ndarray:

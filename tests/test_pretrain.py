@@ -162,12 +162,16 @@ def test_discrete_actions_under_ppo():
         ({"env_id": "CartPole-v1"}, ValueError, "continuous actions.*ppo"),
         ({"env_id": "Pendulum-v1", "coverage_dims": [3]}, ValueError, "0 to 2"),
         ({"reward_kwargs": {"net_arch": np.ones(2)}}, ValueError, "plain data"),
+        ({"reward_kwargs": {"depth": 3}}, ValueError, "depth"),
+        ({"algo_kwargs": {"depth": 3}}, ValueError, "depth"),
+        ({"checkpoint_freq": -1}, ValueError, "checkpoint_freq"),
+        ({"device": "abacus"}, ValueError, "abacus"),
     ],
 )
 def test_bad_arguments_get_one_clear_sentence(kwargs, error, message, tmp_path):
     arguments = {"env_id": "Maze2d-SquareA-v0", "total_timesteps": 100, **kwargs}
     with pytest.raises(error, match=message) as raised:
-        sb3_exdm.pretrain(**arguments, out=tmp_path / "run", progress_bar=False, device="cpu")
+        sb3_exdm.pretrain(out=tmp_path / "run", progress_bar=False, **{"device": "cpu", **arguments})
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists(), "nothing may be written before the arguments are known to be good"
 

@@ -166,7 +166,7 @@ class RelabellingReplayBuffer(ReplayBuffer):
         :param envs: environments, ``(n,)``
         :return: ``(n,)``
         """
-        shaping: str = self.shaping or getattr(self.reward_model, "shaping", "exp")
+        shaping = str(self.shaping or getattr(self.reward_model, "shaping", "exp"))
         return SHAPINGS[shaping](self.reward_model.reward(*self._scored(steps, envs)))
 
     def _rewards(self, steps: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> np.ndarray:
