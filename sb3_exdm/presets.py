@@ -4,13 +4,14 @@ from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_exdm.envs import MAZE_ENV_IDS, Maze2dSB3VecEnv
 from sb3_exdm.policies.features import FourierExtractor, is_bounded_vector
@@ -91,17 +92,11 @@ def build_algorithm(algo: str, env: VecEnv | None, settings: dict[str, Any], **k
         policy_kwargs["features_extractor_class"] = FourierExtractor
     noise = settings.pop("action_noise_std", None)
     if noise is not None and env is not None:
-        shape = env.action_space.shape
         # Off-policy algorithms add the noise to actions scaled to [-1, 1].
-        kwargs["action_noise"] = NormalActionNoise(mean=_full(shape, 0.0), sigma=_full(shape, noise))
+        sigma = np.full(env.action_space.shape or (), noise, dtype=np.float32)
+        kwargs["action_noise"] = NormalActionNoise(mean=np.zeros_like(sigma), sigma=sigma)
     policy = settings.pop("policy")
     return ALGORITHMS[algo](policy, env, **settings, **kwargs)
-
-
-def _full(shape: tuple[int, ...] | None, value: float) -> Any:
-    import numpy as np
-
-    return np.full(shape or (), value, dtype=np.float32)
 
 
 def make_training_env(env_id: str, n_envs: int, seed: int, env_kwargs: dict[str, Any] | None = None) -> VecEnv:
@@ -132,8 +127,3 @@ def needs_normalization(observation_space: spaces.Space) -> bool:
         and not is_image_space(observation_space)
         and not is_bounded_vector(observation_space)
     )
-
-
-def unnormalized(env: VecEnv | None) -> VecNormalize | None:
-    """The ``VecNormalize`` around an environment, if there is one."""
-    return env if isinstance(env, VecNormalize) else None

@@ -155,3 +155,8 @@ def test_constant_column_is_not_blown_up(value):
         moments.update(th.full((n, 1), value))
     assert moments.std.item() == 1.0
     assert moments.standardise(th.full((1, 1), value)).abs().item() < 0.01
+
+
+def test_vectors_without_end_are_refused():
+    with pytest.raises(ValueError, match=r"9408 dimensions, at most 4096.*uint8"):
+        SpaceEncoder(spaces.Box(0.0, 1.0, (3, 56, 56)))

@@ -12,6 +12,9 @@ IMAGE_GRID = 8
 IMAGE_DIM = 64
 """Width of the code of an image, after a fixed random projection."""
 
+MAX_DIM = 4096
+"""Vectors wider than this are refused: a small model cannot tell rare ones from common ones."""
+
 
 def check_finite(batch: Any, what: str) -> None:
     """
@@ -29,7 +32,9 @@ def check_finite(batch: Any, what: str) -> None:
     if array.dtype.kind != "f":
         return
     # The sum is finite only if every entry is: one pass instead of two. It may overflow, so look closer before refusing.
-    if not math.isfinite(array.sum()) and not np.isfinite(array).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum()
+    if not math.isfinite(total) and not np.isfinite(array).all():
         row, *place = np.argwhere(~np.isfinite(array))[0].tolist()
         raise ValueError(
             f"The {what} holds {array[(row, *place)]} (row {row}, entry {place}). Nothing can be learned from it: "
@@ -76,6 +81,11 @@ class SpaceEncoder:
                 self._set_image(space.shape)
             if self.dim == 0:
                 raise ValueError(f"The {what} space has no dimension: {space}.")
+            if self.dim > MAX_DIM:
+                raise ValueError(
+                    f"The {what} space has {self.dim} dimensions, at most {MAX_DIM} are supported. Images must be uint8 in "
+                    "[0, 255] with three axes; anything else this large needs an encoder of its own."
+                )
         else:
             raise ValueError(
                 f"Unsupported {what} space {space}. Supported are Box, Discrete, MultiDiscrete, MultiBinary and Dict of them; "

@@ -1,5 +1,7 @@
 """The denoising error of a fixed bank of noises, computed with few and large operations."""
 
+import math
+
 import torch as th
 from torch import nn
 
@@ -8,14 +10,13 @@ from sb3_exdm.diffusion import NoisePredictor
 
 class NoiseBank:
     r"""
-    Mean of :math:`\|\hat\epsilon(\alpha_i x + \sigma_i \epsilon_{ij}) - \epsilon_{ij}\|^2` over the levels i and noises j of a
-    bank, for a network that does not change.
+    Mean of :math:`\|\hat\epsilon(\alpha_j x + \sigma_j \epsilon_j) - \epsilon_j\|^2` over the noises j of a bank, for a
+    network that does not change.
 
-    As the bank is the same for every state, all that precedes the first nonlinearity is a linear map of the state and of its
-    sines and cosines at each level: by the addition theorems the noise only turns these, and the turn is multiplied into the
-    weights once, for all noises together. Single states, as wrappers score them, are then several times as fast, since the
-    time goes into the number of operations; batches about twice as fast. With the network's parametrisation
-    :math:`\hat\epsilon = \sigma x_t + \alpha v` the error is :math:`\alpha^2 \|v - (\alpha\epsilon - \sigma x)\|^2`, the error
+    As the bank is the same for every state, all that precedes the first nonlinearity is an affine map of the state alone: it
+    is multiplied out once, for all noises together. Single states, as wrappers score them, are then four times as fast, since
+    the time goes into the number of operations; batches up to twice as fast. With the network's parametrisation
+    :math:`\hat\epsilon = \sigma x_t + \alpha v` the error is :math:`\alpha^2 \|v - (\alpha\epsilon - \sigma x)\|^2`, that
     of the velocity (Salimans & Ho 2022, arXiv 2202.00512).
 
     The object holds views of the network's weights: build a new one when they have changed.
@@ -31,36 +32,35 @@ class NoiseBank:
     def __init__(
         self, network: NoisePredictor, noises: th.Tensor, alpha: th.Tensor, sigma: th.Tensor, log_snr: th.Tensor
     ) -> None:
-        self.n_levels, self.n_noises, self.dim = noises.shape
+        alpha, sigma, log_snr = (level.repeat_interleave(noises.shape[1]) for level in (alpha, sigma, log_snr))
+        noises = noises.flatten(0, 1)  # (n_levels * n_noises, dim), from here on one level per noise
+        self.n_noises, self.dim = noises.shape
         layers = [layer for layer in network.velocity if isinstance(layer, nn.Linear)]
         frequencies = network.features.frequencies
-        levels = network.noise_level(log_snr)  # (n_levels, level_dim)
+        levels = network.noise_level(log_snr)  # (n_noises, level_dim)
         n_waves = self.dim * len(frequencies)
         # The network reads [x_t, sines, cosines, level, condition]: see NoisePredictor.forward.
         first = layers[0].weight.T  # (width, hidden)
         rest = first.shape[0] - self.dim - 2 * n_waves - levels.shape[1]
-        of_x, of_sin, of_cos, of_level, self._of_condition = first.split([self.dim, n_waves, n_waves, levels.shape[1], rest])
-        shift = sigma.view(-1, 1, 1) * noises  # (n_levels, n_noises, dim)
-        turn = (shift.unsqueeze(3) * frequencies).flatten(2).unsqueeze(3)  # (n_levels, n_noises, n_waves, 1)
-        sin, cos = turn.sin(), turn.cos()
-        weights = th.cat(
-            [
-                (alpha.view(-1, 1, 1) * of_x).unsqueeze(1).expand(-1, self.n_noises, -1, -1),
-                cos * of_sin - sin * of_cos,
-                sin * of_sin + cos * of_cos,
-            ],
-            dim=2,
-        )  # (n_levels, n_noises, dim + 2 * n_waves, hidden)
-        self._hidden = weights.transpose(1, 2).flatten(2)  # (n_levels, dim + 2 * n_waves, n_noises * hidden)
-        bias = shift @ of_x + (levels @ of_level + layers[0].bias).unsqueeze(1)  # (n_levels, n_noises, hidden)
-        self._hidden_0 = bias.view(self.n_levels, 1, -1)
-        self._frequencies = alpha.view(-1, 1, 1, 1) * frequencies  # (n_levels, 1, 1, n_frequencies)
-        self._layers = [(layer.weight.T, layer.bias) for layer in layers[1:]]
-        self._sigma = sigma.view(-1, 1, 1, 1)
-        self._target = (alpha.view(-1, 1, 1) * noises).unsqueeze(1)  # (n_levels, 1, n_noises, dim)
-        self._weights = alpha.square() / (self.n_levels * self.n_noises)
+        of_x, of_waves, of_levels, self._of_condition = first.split([self.dim, 2 * n_waves, levels.shape[1], rest])
+        # The phases of sines and cosines, cos(z) = sin(z + pi / 2), for x_t = alpha x + shift; per dimension of x first the
+        # sines, then the cosines.
+        shift = sigma.unsqueeze(1) * noises  # (n_noises, dim)
+        self._frequencies = frequencies.repeat(2)  # (2 * n_frequencies,)
+        quarters = (th.arange(2, device=noises.device) * (math.pi / 2.0)).repeat_interleave(len(frequencies))
+        self._phase_0 = (shift.unsqueeze(2) * self._frequencies + quarters).flatten(1)  # (n_noises, 2 * n_waves)
+        self._of_waves = of_waves.unflatten(0, (2, self.dim, len(frequencies))).transpose(0, 1).flatten(0, 2).contiguous()
+        self._alpha = alpha.unsqueeze(1)
+        # The part of the first layer that is linear in x, once per noise.
+        self._hidden = (of_x.unsqueeze(1) * self._alpha).flatten(1)  # (dim, n_noises * hidden)
+        self._hidden_0 = (shift @ of_x + levels @ of_levels + layers[0].bias).flatten()
+        self._layers = [(layer.weight.T, layer.bias) for layer in layers[1:-1]]
+        # The last layer is made to give v - (alpha noise - sigma x) rather than v.
+        self._last = layers[-1].weight.T
+        self._sigma = sigma.unsqueeze(1)
+        self._rest_0 = layers[-1].bias - self._alpha * noises  # (n_noises, dim)
+        self._weights = (alpha.square() / self.n_noises).repeat_interleave(self.dim)
 
-    @th.no_grad()
     def errors(self, x: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
         """
         :param x: data, ``(batch, dim)``
@@ -68,14 +68,14 @@ class NoiseBank:
         :return: mean denoising error, ``(batch,)``
         """
         n = len(x)
-        phases = (x.unsqueeze(2) * self._frequencies).flatten(2)  # (n_levels, batch, n_waves)
-        inputs = th.cat([x.expand(self.n_levels, -1, -1), phases.sin(), phases.cos()], dim=2)
-        hidden = th.baddbmm(self._hidden_0, inputs, self._hidden).view(self.n_levels, n, self.n_noises, -1)
+        phases = (x.unsqueeze(2) * self._frequencies).view(n, 1, self._phase_0.shape[1])
+        waves = th.addcmul(self._phase_0, self._alpha, phases).sin_()  # (batch, n_noises, 2 * n_waves)
+        hidden = th.addmm(self._hidden_0, x, self._hidden)  # (batch, n_noises * hidden)
         if condition is not None:
-            hidden.add_((condition @ self._of_condition).unsqueeze(1))
-        hidden = hidden.flatten(0, 2)  # (n_levels * batch * n_noises, hidden)
+            hidden.view(n, self.n_noises, -1).add_((condition @ self._of_condition).unsqueeze(1))
+        hidden = hidden.view(n * self.n_noises, -1).addmm_(waves.flatten(0, 1), self._of_waves)
         for weight, bias in self._layers:
             hidden = th.addmm(bias, nn.functional.silu(hidden, inplace=True), weight)
-        velocity = hidden.view(self.n_levels, n, self.n_noises, self.dim)
-        difference = velocity - self._target + self._sigma * x.unsqueeze(1)
-        return self._weights @ difference.square_().sum(dim=(2, 3))
+        rest = th.addcmul(self._rest_0, self._sigma, x.unsqueeze(1)).flatten(0, 1)  # (batch * n_noises, dim)
+        errors = rest.addmm_(nn.functional.silu(hidden, inplace=True), self._last).square_()
+        return errors.view(n, -1) @ self._weights

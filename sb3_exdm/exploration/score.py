@@ -46,7 +46,8 @@ class ScoreModel(FittedReward):
     :param n_noises: noises per level; even, because they come in pairs. A score costs ``n_levels * n_noises`` evaluations
         of the network per state
     :param net_arch: widths of the hidden layers; by default two of 64, of 128 for more than eight dimensions
-    :param n_frequencies: octaves of sines and cosines of the state that the network sees
+    :param n_frequencies: octaves of sines and cosines of the state that the network sees; by default three, none in more than
+        32 dimensions, where they cost much and help little
     :param learning_rate: of Adam; by default 1e-2, 2e-3 for the wider network
     :param ema_rate: rate of the moving average of the weights
     :param batch_size: minibatch of :meth:`fit`
@@ -65,7 +66,7 @@ class ScoreModel(FittedReward):
         n_levels: int | None = None,
         n_noises: int = 4,
         net_arch: Sequence[int] | None = None,
-        n_frequencies: int = 3,
+        n_frequencies: int | None = None,
         learning_rate: float | None = None,
         ema_rate: float = 0.99,
         batch_size: int = 256,
@@ -95,6 +96,8 @@ class ScoreModel(FittedReward):
         self.kind = kind
         dim = self._encode_actions.dim if self.needs_actions else self.observation_dim
         is_wide = dim + (self.observation_dim if self.needs_actions else 0) > 8
+        if n_frequencies is None:
+            n_frequencies = 3 if dim <= 32 else 0
         self.band = NoiseBand(dim, n_frequencies=n_frequencies, device=self.device)
         self.model = DiffusionModel(
             dim,
@@ -132,7 +135,8 @@ class ScoreModel(FittedReward):
         n_directions = n_levels * n_noises // 2
         blocks = []
         for _ in range(math.ceil(n_directions / dim)):
-            basis, _ = th.linalg.qr(th.randn(dim, dim, generator=self.generator, device=self.device))
+            random = th.randn(dim, min(dim, n_directions), generator=self.generator, device=self.device)
+            basis, _ = th.linalg.qr(random)  # orthonormal columns
             blocks.append(basis.T)
         directions = th.cat(blocks)[:n_directions] * math.sqrt(dim)  # (n_directions, dim)
         return th.stack([directions, -directions], dim=1).reshape(n_levels, n_noises, dim)
