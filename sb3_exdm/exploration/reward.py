@@ -152,8 +152,8 @@ class FittedReward(nn.Module):
                 batch_actions = None if acts is None else acts[rows]
             for key, value in self._fit_batch(batch, batch_actions).items():
                 totals[key] = totals.get(key, 0.0) + value / gradient_steps
-        # A part of every fourth batch is enough for two numbers that move slowly.
-        if self.whitening.n_batches.item() % 4 == 1:
+        # Of single steps, which change little, every fourth is enough; and of many states a part.
+        if gradient_steps != 1 or self.whitening.n_batches.item() % 4 == 1:
             probe = slice(None, None, max(len(states) // 128, 1))
             with th.no_grad():
                 scores = self._score_batch(states[probe], None if acts is None else acts[probe])
