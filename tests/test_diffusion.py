@@ -81,7 +81,7 @@ def test_solver_finds_both_modes_of_a_mixture():
 
 @pytest.mark.parametrize("dim", [1, 4])
 def test_fitted_loss_approaches_the_optimum_for_gaussian_data(dim):
-    """science: no model can have a smaller denoising error than the posterior variance of the noise."""
+    """No model can have a smaller denoising error than the posterior variance of the noise."""
     std = 0.6
     generator = th.Generator().manual_seed(0)
     model = DiffusionModel(dim, learning_rate=3e-3, noise_ratios=(0.1, 5.0), seed=0)
