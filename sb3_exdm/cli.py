@@ -86,10 +86,6 @@ class Pretrain:
 
         from sb3_exdm.recipes import pretrain
 
-        try:
-            th.device("cpu" if self.device == "auto" else self.device)
-        except RuntimeError:
-            raise ValueError(f"Unknown device {self.device!r}; choose auto, cpu, cuda or cuda:N.") from None
         th.set_num_threads(self.threads)
         # An id may have slashes, as in "ALE/Pong-v5".
         name = "-".join([self.env.replace("/", "-").replace(":", "-"), self.algo, self.reward, str(self.seed)])

@@ -53,6 +53,7 @@ def default_settings(algo: str, observation_space: spaces.Space, action_space: s
     if small:
         policy_kwargs["features_extractor"] = "fourier"
     settings: dict[str, Any] = {
+        "policy": policy_name(observation_space),
         "learning_rate": 1.5e-3 if small else 5e-4,
         "gamma": 0.98 if small else 0.99,
         "batch_size": 256,

@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.exploration.callback import ExplorationCallback, TransitionRecorder
+from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.exploration.encoding import SpaceEncoder
 from sb3_exdm.exploration.registry import REWARDS
 from sb3_exdm.exploration.replay_buffer import ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer
@@ -28,7 +29,6 @@ from sb3_exdm.presets import (
     default_settings,
     make_training_env,
     needs_normalization,
-    policy_name,
 )
 from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder, RunInterrupted
 
@@ -100,7 +100,6 @@ def pretrain(
         SpaceEncoder(env.observation_space)  # refuses unsupported spaces
         coverage, dims = _make_coverage(env, coverage_dims)
         settings = {**default_settings(algo, env.observation_space, env.action_space), **(algo_kwargs or {})}
-        settings["policy"] = policy_name(env.observation_space)
         config = {
             "command": "pretrain",
             "env_id": env_id,
@@ -132,20 +131,15 @@ def pretrain(
 
 
 def _check_arguments(total_timesteps: int, n_envs: int, reward: str, seed: int, checkpoint_freq: int, device: str) -> None:
-    for name, value, smallest in (
-        ("total_timesteps", total_timesteps, 1),
-        ("n_envs", n_envs, 1),
-        ("seed", seed, 0),
-        ("checkpoint_freq", checkpoint_freq, 0),
-    ):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
-            raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
+    check_integers(
+        total_timesteps=(total_timesteps, 1), n_envs=(n_envs, 1), seed=(seed, 0), checkpoint_freq=(checkpoint_freq, 0)
+    )
     if reward not in REWARDS:
         raise ValueError(f"Unknown reward {reward!r}; choose one of {', '.join(REWARDS)}.")
     try:
         th.empty(0, device=get_device(device))
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"The device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"Unknown device {device!r}, or one that is not there: {str(error).splitlines()[0]}") from None
 
 
 def _make_coverage(

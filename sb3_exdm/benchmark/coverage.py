@@ -24,7 +24,7 @@ from sb3_exdm.envs import Maze2dSB3VecEnv, MazeLayout
 from sb3_exdm.exploration.registry import REWARDS
 from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.plots import RunRecord, plot_runs, read_run
-from sb3_exdm.presets import check_algorithm, default_settings, policy_name
+from sb3_exdm.presets import check_algorithm, default_settings
 from sb3_exdm.recipes import pretrain
 from sb3_exdm.run_folder import CONFIG, SUMMARY, RunInterrupted, versions
 
@@ -88,7 +88,6 @@ class Run:
     def _config(self) -> dict[str, Any]:
         env = Maze2dSB3VecEnv(self.maze, 1)
         settings = default_settings(self.algo, env.observation_space, env.action_space)
-        settings["policy"] = policy_name(env.observation_space)
         config = {
             "env_id": self.env_id,
             "total_timesteps": self.steps,

@@ -142,7 +142,7 @@ def evaluate_reward(name: str, density: Density, seed: int, fit_steps: int = 200
 def _n_evaluations(reward: IntrinsicReward) -> int | None:
     """Network evaluations that the score of a state takes."""
     if isinstance(reward, ScoreModel):
-        return reward.noises.shape[0] * reward.noises.shape[1]
+        return reward.n_evaluations
     if isinstance(reward, PaperScoreReward):
         return reward.n_draws
     return 2 if isinstance(reward, RNDReward) else None  # predictor and target
@@ -204,8 +204,9 @@ def _report(rows: list[dict[str, str | float | int | None]], rewards: list[str],
         [density, *(mean_std(values("correlation", density=density, reward=name)) for name in rewards)]
         for density in dict.fromkeys(str(row["density"]) for row in rows)
     ]
-    evaluations = {name: values("evaluations", reward=name)[0] for name in rewards}
-    table.append(["network evaluations per state", *(str(count or "–") for count in evaluations.values())])
+    # The bank of the score grows with the dimension: say the range rather than the first.
+    evaluations = [dict.fromkeys(values("evaluations", reward=name)) for name in rewards]
+    table.append(["network evaluations per state", *(" to ".join(str(n or "–") for n in counts) for counts in evaluations)])
     for key, label in (("ms_per_fit_step", "ms per fit step"), ("ms_per_1000_scores", "ms per 1,000 scores")):
         table.append([label, *(f"{np.mean(values(key, reward=name)):.2f}" for name in rewards)])
     return (

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
 from sb3_exdm.exploration.replay_buffer import RelabellingReplayBuffer
+from sb3_exdm.exploration.vec_wrapper import reached_observations
 
 MAX_TRANSITION_BYTES = 2**30
 """Transitions are recorded only if they fit into this much memory."""
@@ -135,10 +136,7 @@ class ExplorationCallback(BaseCallback):
     def _on_step(self) -> bool:
         observations = self._raw(self.locals["new_obs"])
         infos, dones = self.locals["infos"], self.locals["dones"]
-        reached = observations
-        if dones.any():
-            # After an episode's end the environment is already in the next one; what was reached is in the info.
-            reached = self._reached_at_ends(observations, dones, infos)
+        reached = reached_observations(observations, dones, infos)
         if self.coverage is not None:
             self._reached.append(self.positions(reached))
         if self.recorder is not None:
@@ -168,18 +166,6 @@ class ExplorationCallback(BaseCallback):
     def _task_rewards(self) -> np.ndarray:
         env = self.training_env
         return env.get_original_reward() if isinstance(env, VecNormalize) else self.locals["rewards"]
-
-    def _reached_at_ends(self, observations: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
-        if isinstance(observations, dict):
-            reached = {key: value.copy() for key, value in observations.items()}
-            for index in np.flatnonzero(dones):
-                for key in reached:
-                    reached[key][index] = infos[index]["terminal_observation"][key]
-            return reached
-        reached = observations.copy()
-        for index in np.flatnonzero(dones):
-            reached[index] = infos[index]["terminal_observation"]
-        return reached
 
     def _report(self) -> None:
         self._n_reports = self.num_timesteps // self.report_freq

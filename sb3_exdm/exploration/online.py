@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_exdm.exploration.checks import check_integers, check_pay
 from sb3_exdm.exploration.registry import make_reward
 from sb3_exdm.exploration.reward import SHAPINGS, IntrinsicReward
 
@@ -80,20 +81,14 @@ class OnlineReward:
         device: th.device | str = "auto",
         seed: int | None = None,
     ) -> None:
-        for name, value, smallest in (
-            ("buffer_size", buffer_size, 1),
-            ("learning_starts", learning_starts, 0),
-            ("train_freq", train_freq, 1),
-            ("gradient_steps", gradient_steps, 0),
-            ("batch_size", batch_size, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
-                raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
-        for name, coef in (("intrinsic_coef", intrinsic_coef), ("extrinsic_coef", extrinsic_coef)):
-            if not math.isfinite(coef):
-                raise ValueError(f"{name} must be finite, got {coef}: every reward would be lost.")
-        if shaping is not None and shaping not in SHAPINGS:
-            raise ValueError(f"Unknown shaping {shaping!r}; choose one of {', '.join(SHAPINGS)}.")
+        check_integers(
+            buffer_size=(buffer_size, 1),
+            learning_starts=(learning_starts, 0),
+            train_freq=(train_freq, 1),
+            gradient_steps=(gradient_steps, 0),
+            batch_size=(batch_size, 1),
+        )
+        check_pay(intrinsic_coef, extrinsic_coef, shaping)
         model_kwargs = dict(reward_kwargs or {})
         if isinstance(reward, str):
             model_kwargs = {"batch_size": batch_size, "seed": seed, "device": device, **model_kwargs}

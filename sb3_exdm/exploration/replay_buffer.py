@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_exdm.exploration.checks import check_integers, check_pay
 from sb3_exdm.exploration.encoding import check_finite
 from sb3_exdm.exploration.registry import make_reward
 from sb3_exdm.exploration.reward import SHAPINGS, IntrinsicReward
@@ -61,18 +62,10 @@ class RelabellingReplayBuffer(ReplayBuffer):
         **kwargs: Any,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
-        for name, value, smallest in (
-            ("train_freq", train_freq, 1),
-            ("gradient_steps", gradient_steps, 0),
-            ("batch_size", batch_size, 1),
-            ("n_steps", n_steps, 1),
-        ):
-            if value < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, got {value}.")
-        if not np.isfinite([intrinsic_coef, extrinsic_coef]).all():
-            raise ValueError(f"The coefficients must be finite, got {intrinsic_coef} and {extrinsic_coef}.")
-        if shaping is not None and shaping not in SHAPINGS:
-            raise ValueError(f"Unknown shaping {shaping!r}; choose one of {', '.join(SHAPINGS)}.")
+        check_integers(
+            train_freq=(train_freq, 1), gradient_steps=(gradient_steps, 0), batch_size=(batch_size, 1), n_steps=(n_steps, 1)
+        )
+        check_pay(intrinsic_coef, extrinsic_coef, shaping)
         if n_steps > 1 and self.optimize_memory_usage:
             raise ValueError("optimize_memory_usage keeps no last observation of an episode: it needs n_steps=1.")
         if reward is not None and not isinstance(reward, str):

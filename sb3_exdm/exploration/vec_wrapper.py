@@ -115,7 +115,7 @@ class VecScoreRewardWrapper(VecEnvWrapper):
         if self.reward_model.needs_actions:
             rewards, intrinsic = self._online.pay(self._last_obs, self._last_actions, extrinsic)
         else:
-            rewards, intrinsic = self._online.pay(_reached(obs, dones, infos), None, extrinsic)
+            rewards, intrinsic = self._online.pay(reached_observations(obs, dones, infos), None, extrinsic)
         self._remember(obs)
         for info, intrinsic_reward, extrinsic_reward in zip(infos, intrinsic.tolist(), extrinsic.tolist(), strict=True):
             info["intrinsic_reward"] = intrinsic_reward
@@ -127,8 +127,15 @@ class VecScoreRewardWrapper(VecEnvWrapper):
             self._last_obs = deepcopy(obs)  # environments may write the next ones over it
 
 
-def _reached(obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
-    """The states that were reached: where an episode has ended, ``obs`` is the first of the next one."""
+def reached_observations(obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
+    """
+    The states that were reached. Where an episode has ended, ``obs`` is already of the next one, and the last is in the info.
+
+    :param obs: raw observations of a VecEnv after a step, an array or a mapping of arrays
+    :param dones: ``(n_envs,)``
+    :param infos: one per environment
+    :return: like ``obs``, which stays as it is
+    """
     if not dones.any():
         return obs
     reached = deepcopy(obs)
