@@ -1,7 +1,8 @@
 """
 Reward-free exploration with diffusion models, for Gymnasium and Stable-Baselines3.
 
-Importing the package registers the environments of :mod:`sb3_exdm.envs` with Gymnasium.
+Importing the package registers the environments of :mod:`sb3_exdm.envs` with Gymnasium, and ``"DiffusionPolicy"`` as the name
+of a policy of Stable-Baselines3's SAC, TD3 and DDPG.
 """
 
 from pathlib import Path
@@ -16,14 +17,24 @@ from sb3_exdm.exploration import (
     VecScoreRewardWrapper,
     load_reward,
 )
+from sb3_exdm.finetune import OPERATORS, DiffusionFinetuneCallback, FinetuneReplayBuffer
 from sb3_exdm.metrics import BinCoverage, StateCoverage, state_coverage
-from sb3_exdm.recipes import PretrainedRun, pretrain
+from sb3_exdm.policies import DiffusionActor, DiffusionPolicy, DiffusionTD3Policy
+from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain
 from sb3_exdm.run_folder import RunFolder, RunInterrupted
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
 
 __all__ = [
+    "OPERATORS",
     "BinCoverage",
+    "DiffusionActor",
+    "DiffusionFinetuneCallback",
+    "DiffusionPolicy",
+    "DiffusionTD3Policy",
+    "Evaluation",
+    "FinetuneReplayBuffer",
+    "FinetunedRun",
     "IntrinsicReward",
     "PretrainedRun",
     "RunFolder",
@@ -34,7 +45,10 @@ __all__ = [
     "ScoreRewardWrapper",
     "StateCoverage",
     "VecScoreRewardWrapper",
+    "clone",
     "envs",
+    "evaluate",
+    "finetune",
     "load_reward",
     "pretrain",
     "state_coverage",

@@ -5,22 +5,21 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_exdm.envs import MAZE_ENV_IDS, Maze2dSB3VecEnv
-from sb3_exdm.policies.features import FourierExtractor, is_bounded_vector
+from sb3_exdm.policies.features import FourierExtractor, has_fourier_features, is_bounded_vector
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
 """The algorithms of :func:`sb3_exdm.pretrain`, by name."""
-
-MAX_FOURIER_DIM = 4
-"""Observations with more dimensions get no sines and cosines: detail along single axes is not what matters there."""
 
 
 def check_algorithm(algo: str, action_space: spaces.Space, env_id: str) -> None:
@@ -48,7 +47,7 @@ def default_settings(algo: str, observation_space: spaces.Space, action_space: s
     :param observation_space: observations of the environment
     :param action_space: actions of the environment
     """
-    small = is_bounded_vector(observation_space) and spaces.flatdim(observation_space) <= MAX_FOURIER_DIM
+    small = has_fourier_features(observation_space)
     policy_kwargs: dict[str, Any] = {"net_arch": [128, 128] if small else [256, 256]}
     if small:
         policy_kwargs["features_extractor"] = "fourier"
@@ -78,6 +77,35 @@ def policy_name(observation_space: spaces.Space) -> str:
     if isinstance(observation_space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(observation_space) else "MlpPolicy"
+
+
+def check_device(device: str) -> None:
+    """:raises ValueError: if PyTorch does not know the device, or it is not there"""
+    try:
+        th.empty(0, device=get_device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Unknown device {device!r}, or one that is not there: {str(error).splitlines()[0]}") from None
+
+
+def finetune_settings(observation_space: spaces.Space, n_envs: int) -> dict[str, Any]:
+    """
+    Settings of fine-tuning that the diffusion policy and the Gaussian share, measured in the mazes: fast learning from few
+    transitions, one update per four environment steps.
+
+    :param observation_space: observations of the environment
+    :param n_envs: environments that are stepped together
+    """
+    small = has_fourier_features(observation_space)
+    return {
+        "learning_rate": 1e-3 if small else 5e-4,
+        "gamma": 0.98 if small else 0.99,
+        "tau": 0.02 if small else 0.01,
+        "batch_size": 128 if small else 256,
+        "learning_starts": 1000,
+        "train_freq": 1,
+        "gradient_steps": max(1, n_envs // 4),
+        "policy_kwargs": {"net_arch": [128, 128] if small else [256, 256], "n_critics": 2},
+    }
 
 
 def build_algorithm(algo: str, env: VecEnv | None, settings: dict[str, Any], **kwargs: Any) -> BaseAlgorithm:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr, recursive_setattr
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -26,6 +27,7 @@ from sb3_exdm.artifacts import (
 )
 from sb3_exdm.exploration.registry import load_reward
 from sb3_exdm.exploration.reward import FittedReward, IntrinsicReward
+from sb3_exdm.policies.diffusion_actor import POLICY
 from sb3_exdm.presets import build_algorithm
 
 CONFIG = "config.json"
@@ -34,7 +36,7 @@ PROGRESS = "progress.csv"
 MODEL = "model.safetensors"
 REWARD = "reward.safetensors"
 TRANSITIONS = "transitions.npz"
-PICTURES = ("coverage.png", "visits.png", "reward.png")
+PICTURES = ("coverage.png", "visits.png", "reward.png", "learning_curve.png")
 
 
 class RunInterrupted(RuntimeError):
@@ -64,7 +66,7 @@ class RunFolder:
         if (self.path / CONFIG).exists():
             if not overwrite:
                 raise FileExistsError(f"{self.path} already holds a run; choose another folder or allow overwriting it.")
-            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, TRANSITIONS, *PICTURES):
+            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, *PICTURES):
                 (self.path / name).unlink(missing_ok=True)
             for old in (*self.path.glob("tensorboard/events.*"), *self.path.glob("checkpoints/*/*.safetensors")):
                 old.unlink()
@@ -80,14 +82,15 @@ class RunFolder:
         with atomic_path(self.path / TRANSITIONS) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **transitions)  # type: ignore[arg-type]
 
-    def save_models(self, model: BaseAlgorithm, reward_model: IntrinsicReward, subfolder: str = "") -> None:
+    def save_models(self, model: BaseAlgorithm, reward_model: IntrinsicReward | None, subfolder: str = "") -> None:
         """
         :param model: the agent
-        :param reward_model: the model of novelty
+        :param reward_model: the model of novelty, if there is one
         :param subfolder: where inside of the folder
         """
         save_algorithm(self.path / subfolder / MODEL, model)
-        reward_model.save(self.path / subfolder / REWARD)
+        if reward_model is not None:
+            reward_model.save(self.path / subfolder / REWARD)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -127,6 +130,11 @@ class RunFolder:
         :param device: PyTorch device
         """
         return load_algorithm(self.path / MODEL, self.config, env, device)
+
+    def observation_moments(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and variance that the agent's vector observations were standardised with, None if they were not."""
+        moments = (load_tree(self.path / MODEL, kind="agent")["normalization"] or {}).get("")
+        return None if moments is None else (moments["mean"].numpy(), moments["var"].numpy())
 
     def load_reward(self, device: th.device | str = "auto") -> FittedReward:
         """The fitted model of novelty. Executes no pickle."""
@@ -199,9 +207,15 @@ def load_algorithm(path: Path, config: dict[str, Any], env: VecEnv | None, devic
             f"The agent in {path} was trained with {observation_space} and {action_space}, the environment has "
             f"{env.observation_space} and {env.action_space}."
         )
-    model = build_algorithm(config["algo"], None, config["algo_kwargs"], device=device, _init_setup_model=False)
+    settings = config["algo_kwargs"]
+    # The weights are in the file: it must load where the run that it began with is not.
+    settings = {**settings, "policy_kwargs": {**settings["policy_kwargs"]}}
+    settings["policy_kwargs"].pop("pretrained", None)
+    model = build_algorithm(config["algo"], None, settings, device=device, _init_setup_model=False)
     model.observation_space, model.action_space = observation_space, action_space
     model.n_envs = env.num_envs if env is not None else 1
+    if isinstance(model, SAC) and model.target_entropy == "auto":  # would be read off an environment
+        model.target_entropy = -float(np.prod(action_space.shape))  # type: ignore[arg-type]
     model._setup_model()
     for name, state in tree["states"].items():
         recursive_getattr(model, name).load_state_dict(state)

@@ -3,6 +3,10 @@
 import csv
 import json
 import multiprocessing
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +16,11 @@ from scipy.stats import spearmanr
 from sb3_exdm.benchmark import coverage
 from sb3_exdm.benchmark.coverage import PAPER_COVERAGE, Run, run_sweep
 from sb3_exdm.benchmark.estimator import evaluate_reward, maze_density, mixture_density, rank_correlation, run_estimator
-from sb3_exdm.benchmark.report import markdown_table, mean_std
+from sb3_exdm.benchmark.report import bootstrap_interval, markdown_table, mean_std
+from sb3_exdm.benchmark.sweep import run_missing, run_one
 from sb3_exdm.benchmark.throughput import maze_steps_per_second, run_throughput
 from sb3_exdm.envs import MAZE_NAMES, MazeLayout
+from sb3_exdm.finetune import OPERATORS
 from sb3_exdm.plots import read_run
 
 th.set_num_threads(1)
@@ -32,6 +38,62 @@ def test_mean_std():
     assert mean_std([0.1, 0.2, 0.3]) == "0.200 ± 0.100"  # of a sample, n - 1
     assert mean_std([0.5]) == "0.500"
     assert mean_std([]) == "–"
+
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = bootstrap_interval([values])
+    half_width = 1.96 * values.std() / np.sqrt(400)  # what the central limit theorem says
+    assert (low, high) == pytest.approx((values.mean() - half_width, values.mean() + half_width), abs=0.02)
+    assert bootstrap_interval([values]) == (low, high)
+    assert bootstrap_interval([[0.4], [0.8, 0.8]]) == pytest.approx((0.6, 0.6))  # the mean of the groups, however large
+    narrow, wide = bootstrap_interval([[0.0, 1.0]] * 4), bootstrap_interval([[0.0, 1.0]])
+    assert wide == (0.0, 1.0) and narrow[0] > 0.0 and narrow[1] < 1.0  # each group is resampled on its own
+
+
+# Sweeps -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A run without learning."""
+
+    folder: Path
+    requires: Path | None = None
+    fails: str = ""
+
+    def differences(self, config: dict[str, Any]) -> list[str]:
+        return []
+
+    def execute(self) -> None:
+        if self.fails == "hard":
+            os._exit(3)
+        if self.fails:
+            raise ValueError(self.fails)
+        assert self.requires is None or (self.requires / "summary.json").is_file()
+        self.folder.mkdir()
+        for name in ("config.json", "summary.json"):
+            (self.folder / name).write_text("{}")
+
+
+def test_runs_wait_for_what_they_require_and_failures_do_not_end_a_sweep(tmp_path, monkeypatch):
+    fork = multiprocessing.get_context("fork")  # nothing here needs PyTorch, whose import takes seconds
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    first, second, broken, killed = (tmp_path / name for name in ("first", "second", "broken", "killed"))
+    runs = [
+        Errand(second, requires=first),  # named before what it requires
+        Errand(broken, fails="no luck"),
+        Errand(killed, fails="hard"),
+        Errand(tmp_path / "hopeless", requires=broken),
+        Errand(first),
+    ]
+    with pytest.raises(ChildProcessError) as caught:
+        run_missing(runs, tmp_path, jobs=3)
+    message = str(caught.value)
+    assert message.startswith("3 of 5 runs failed: ")
+    for failure in ("broken: ValueError: no luck", "killed: the process ended with exit code 3", "hopeless: needs broken"):
+        assert failure in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
 
 # Estimator ----------------------------------------------------------------------------------------------------------------
@@ -141,7 +203,7 @@ def test_sweep(tmp_path, monkeypatch):
 
 def test_a_run_that_fails_says_why(tmp_path):
     (tmp_path / "run").touch()
-    failure = coverage._run_one(Run("SquareA", "zero", 0, "sac", 10, tmp_path / "run"))
+    failure = run_one(Run("SquareA", "zero", 0, "sac", 10, tmp_path / "run"))
     assert failure is not None and failure.startswith("run: FileExistsError: ")
 
 
@@ -163,9 +225,10 @@ def test_maze_steps_are_counted_over_all_environments(n_envs):
 
 def test_throughput_report(tmp_path):
     n_threads = th.get_num_threads()
-    report = run_throughput(repeats=1, pretrain_steps=200, out=tmp_path, ppo_steps=128, seconds=0.02)
+    report = run_throughput(repeats=1, pretrain_steps=200, out=tmp_path, ppo_steps=128, seconds=0.02, rounds=1)
     assert (tmp_path / "throughput.md").read_text(encoding="utf-8") == report + "\n"
     lines = [line for line in report.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 6
+    assert len(lines) == 2 + 6 + 2 + 4 + len(OPERATORS)
     assert sum(" x |" in line for line in lines) == 3 and sum("steps/s |" in line for line in lines) == 3
+    assert sum(line.count(" ms)") for line in lines) == 2 * (4 + len(OPERATORS))
     assert th.get_num_threads() == n_threads

@@ -1,24 +1,34 @@
 """The command line: what it accepts, what it prints, and how it refuses."""
 
+import dataclasses
 import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.save_util import save_to_pkl
 
-from sb3_exdm import cli, recipes
+from sb3_exdm import commands, recipes
 from sb3_exdm.artifacts import FORMAT_VERSION
+from sb3_exdm.benchmark.finetune import MAZES, METHODS, run_finetune_sweep
 from sb3_exdm.cli import main
+from sb3_exdm.commands import flags
 from sb3_exdm.envs import MAZE_NAMES
 from sb3_exdm.exploration import REWARDS
 from sb3_exdm.exploration.callback import ExplorationCallback
+from sb3_exdm.finetune import OPERATORS
+from sb3_exdm.policies import DiffusionActor
 from sb3_exdm.presets import ALGORITHMS
 
 th.set_num_threads(1)
 
 PRETRAIN = ["pretrain", "--env", "Maze2d-SquareA-v0"]
+NO_POLICY = ["--policy-steps", "0"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +50,7 @@ def refused(capsys, *argv: str) -> str:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    main([*PRETRAIN, "--steps", "800", "--n-envs", "4", "--reward", "zero", "--out", str(folder), "--quiet"])
+    main([*PRETRAIN, "--steps", "800", "--n-envs", "4", "--reward", "zero", "--out", str(folder), "--quiet", *NO_POLICY])
     return folder
 
 
@@ -50,13 +60,17 @@ def run_folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "argv, words",
     [
-        ([], ["pretrain", "plot", "benchmark", "Example:"]),
+        ([], ["pretrain", "finetune", "evaluate", "plot", "clone", "benchmark", "Example:"]),
         (
             ["pretrain"],
             ["--env", "--steps", "--seed", "--algo", "--reward", "--n-envs", "--out", "100000", "exdm-paper", "ppo"],
         ),
         (["plot"], ["RUN", "--out", "--metric", "Example:"]),
-        (["benchmark"], ["coverage", "estimator", "throughput"]),
+        (["finetune"], ["--pretrained", "--policy", "--operator", "--reuse-data", "--eval-freq", "weighted", "gaussian"]),
+        (["evaluate"], ["RUN", "--episodes", "--stochastic", "--json"]),
+        (["clone"], ["SOURCE", "--out", "executes code"]),
+        (["benchmark"], ["coverage", "finetune", "estimator", "throughput"]),
+        (["benchmark", "finetune"], ["--methods", "--reuse-data", "--pretrain-steps", "--report-only", "SquareLarge"]),
         (["benchmark", "coverage"], ["--mazes", "--rewards", "--seeds", "--jobs", "SquareBottleneck"]),
         (["benchmark", "estimator"], ["--fit-steps", "--out"]),
         (["benchmark", "throughput"], ["--repeats", "--out"]),
@@ -72,17 +86,35 @@ def test_help(capsys, argv, words):
 
 
 def test_help_names_what_the_library_knows():
-    assert cli.REWARD_NAMES.split(",") == list(REWARDS)
-    assert cli.ALGO_NAMES.split(",") == list(ALGORITHMS)
-    assert cli.BenchmarkCoverage().mazes == MAZE_NAMES
+    assert flags.REWARD_NAMES.split(",") == list(REWARDS)
+    assert flags.ALGO_NAMES.split(",") == list(ALGORITHMS)
+    assert flags.OPERATOR_NAMES.split(",") == list(OPERATORS)
+    assert commands.BenchmarkCoverage().mazes == MAZE_NAMES
+    sweep = commands.BenchmarkFinetune()
+    assert (sweep.mazes, sweep.methods) == (MAZES, METHODS)
 
 
-def test_defaults_are_those_of_the_library():
-    flags = cli.Pretrain(env="")
-    known = {name: parameter.default for name, parameter in inspect.signature(recipes.pretrain).parameters.items()}
-    for name in ("algo", "reward", "seed", "n_envs", "coverage_dims", "overwrite", "device", "checkpoint_freq"):
-        assert getattr(flags, name) == known[name], name
-    assert flags.steps == known["total_timesteps"]
+@pytest.mark.parametrize(
+    "command, recipe, others",
+    [
+        (commands.Pretrain(env=""), recipes.pretrain, {"steps": "total_timesteps"}),
+        (commands.Finetune(), recipes.finetune, {"steps": "total_timesteps", "env": "env_id"}),
+        (commands.Clone(source="", out=Path()), recipes.clone, {"steps": "gradient_steps"}),
+        (commands.Evaluate(agent=Path()), recipes.evaluate, {"episodes": "n_episodes", "env": "env_id"}),
+        (commands.BenchmarkFinetune(), run_finetune_sweep, {}),
+    ],
+    ids=lambda value: type(value).__name__ if dataclasses.is_dataclass(value) else None,
+)
+def test_defaults_are_those_of_the_library(command, recipe, others):
+    known = {name: parameter.default for name, parameter in inspect.signature(recipe).parameters.items()}
+    compared = 0
+    for name, value in vars(command).items():
+        default = known.get(others.get(name, name), inspect.Parameter.empty)
+        # JSON is an empty object where the library has none; the command always writes somewhere; seeds are counted.
+        if default is not inspect.Parameter.empty and not name.endswith("_kwargs") and name not in ("out", "seeds"):
+            assert value == default, name
+            compared += 1
+    assert compared >= 4
 
 
 @pytest.mark.parametrize(
@@ -107,7 +139,18 @@ def test_the_command_as_a_process(tmp_path):
 
 
 def test_pretrain(capsys, tmp_path):
-    argv = ["--steps", "2200", "--seed", "3", "--reward-kwargs", '{"n_levels": 2}', "--algo-kwargs", '{"batch_size": 32}']
+    argv = [
+        "--steps",
+        "2200",
+        "--seed",
+        "3",
+        "--policy-steps",
+        "5",
+        "--reward-kwargs",
+        '{"n_levels": 2}',
+        "--algo-kwargs",
+        '{"batch_size": 32}',
+    ]
     main([*PRETRAIN, *argv])
     folder = tmp_path / "runs" / "Maze2d-SquareA-v0-sac-score-3"
     config = json.loads((folder / "config.json").read_text())
@@ -129,14 +172,14 @@ def test_pretrain_of_other_environments_counts_bins(capsys):
 
 
 def test_quiet(run_folder, capsys):
-    argv = [*PRETRAIN, "--steps", "64", "--reward", "zero", "--quiet", "--out", "quiet"]
+    argv = [*PRETRAIN, "--steps", "64", "--reward", "zero", *NO_POLICY, "--quiet", "--out", "quiet"]
     main(argv)
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""
 
 
 def test_a_run_is_replaced_only_if_asked_for(capsys, tmp_path):
-    argv = [*PRETRAIN, "--steps", "64", "--reward", "zero", "--quiet", "--out", "run"]
+    argv = [*PRETRAIN, "--steps", "64", "--reward", "zero", *NO_POLICY, "--quiet", "--out", "run"]
     main(argv)
     assert "already holds a run" in refused(capsys, *argv)
     main([*argv, "--overwrite", "--seed", "1"])
@@ -191,15 +234,15 @@ def test_an_interrupted_run_says_what_it_kept(capsys, tmp_path, monkeypatch):
 
 
 def test_an_interruption_elsewhere(capsys, monkeypatch):
-    monkeypatch.setattr(cli.Plot, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(commands.Plot, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert refused(capsys, "plot", "run") == "exdm: Interrupted.\n"
 
 
 def test_bugs_are_not_hidden(monkeypatch):
-    def broken(self: cli.Plot) -> None:
+    def broken(self: commands.Plot) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli.Plot, "run", broken)
+    monkeypatch.setattr(commands.Plot, "run", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["plot", "run"])
 
@@ -210,6 +253,143 @@ def test_debugging_shows_where_an_error_came_from(monkeypatch):
         main(["plot", "nowhere"])
 
 
+# Fine-tuning, evaluation, cloning -------------------------------------------------------------------------------------------
+
+SMALL = '{"policy_kwargs": {"net_arch": [16, 16], "n_critics": 1, "features_extractor": "fourier"}, "learning_starts": 300}'
+GOAL = '{"goal_radius": 50.0}'  # everyone succeeds
+
+
+@pytest.fixture(scope="module")
+def explored(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explored") / "run"
+    argv = ["--steps", "600", "--reward", "zero", "--policy-steps", "20", "--algo-kwargs", SMALL, "--checkpoint-freq", "0"]
+    main([*PRETRAIN, *argv, "--out", str(folder), "--quiet"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(explored, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted") / "run"
+    small = '{"policy_kwargs": {"net_arch": [16]}, "learning_starts": 100, "batch_size": 16}'
+    argv = ["--pretrained", str(explored), "--steps", "200", "--n-eval-episodes", "4", "--env-kwargs", GOAL]
+    main(
+        [
+            "finetune",
+            *argv,
+            "--algo-kwargs",
+            small,
+            "--seed",
+            "2",
+            "--reuse-data",
+            "--offline-updates",
+            "3",
+            "--out",
+            str(folder),
+            "--quiet",
+        ]
+    )
+    return folder
+
+
+def test_finetune(capsys, tmp_path, explored):
+    argv = ["finetune", "--pretrained", str(explored), "--steps", "160", "--eval-freq", "80", "--n-eval-episodes", "3"]
+    main([*argv, "--operator", "idql", "--operator-kwargs", '{"expectile": 0.8}', "--seed", "5", "--env-kwargs", GOAL])
+    folder = tmp_path / "runs" / "Maze2d-SquareA-v0-diffusion-idql-5"
+    config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
+    assert config["operator_kwargs"] == {"expectile": 0.8} and config["n_eval_episodes"] == 3
+    assert (summary["seed"], summary["timesteps"], summary["success_rate"]) == (5, 160, 1.0)
+    assert len((folder / "progress.csv").read_text().splitlines()) == 1 + 3
+    printed = capsys.readouterr().out.replace("\\", "/")
+    for words in (
+        "Maze2d-SquareA-v0: 160 steps in",
+        "success rate: 100.0%",
+        "mean reward: ",
+        "run folder: runs/Maze2d-SquareA-v0-diffusion-idql-5",
+        "pictures: runs/Maze2d-SquareA-v0-diffusion-idql-5/learning_curve.png",
+    ):
+        assert words in printed
+
+
+def test_finetune_the_gaussian_or_from_scratch(capsys, tmp_path, explored):
+    argv = ["finetune", "--policy", "gaussian", "--steps", "16", "--n-eval-episodes", "2"]
+    main([*argv, "--pretrained", str(explored)])
+    assert (tmp_path / "runs" / "Maze2d-SquareA-v0-gaussian-sac-0" / "summary.json").is_file()
+    main([*argv, "--env", "Pendulum-v1", "--n-envs", "2", "--out", "scratch"])
+    assert json.loads((tmp_path / "scratch" / "config.json").read_text())["pretrained"] is None
+    printed = capsys.readouterr().out
+    assert printed.count("success rate: ") == 1, "Pendulum has no successes"
+    assert printed.count("mean reward: ") == 2
+
+
+def test_quiet_finetune(adapted, capsys, explored):
+    main(["finetune", "--pretrained", str(explored), "--steps", "8", "--n-eval-episodes", "1", "--quiet", "--out", "quiet"])
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+
+
+def test_evaluate(adapted, explored, capsys):
+    main(["evaluate", str(adapted), "--episodes", "3"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("success rate: 100.0%\nmean reward: ") and "(3 episodes of" in printed
+    elsewhere = ["--env-kwargs", '{"goal_cell": "farthest"}']
+    main(["evaluate", str(adapted), "--episodes", "3", "--json", "--stochastic", *elsewhere])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["n_episodes"] == 3 and figures["success_rate"] == figures["mean_reward"] == 0.0
+    # The file of a diffusion policy knows no environment.
+    policy = str(explored / "policy.safetensors")
+    main(["evaluate", policy, "--env", "Maze2d-SquareA-v0", "--episodes", "1", "--json"])
+    assert json.loads(capsys.readouterr().out)["mean_length"] == 50
+    assert "Name the environment" in refused(capsys, "evaluate", policy)
+
+
+def test_clone(explored, capsys, tmp_path):
+    main(["clone", str(explored), "--out", "again", "--steps", "3", "--policy-kwargs", '{"net_arch": [8]}'])
+    assert capsys.readouterr().out == "diffusion policy: again\n"
+    actor = DiffusionActor.load(tmp_path / "again" / "policy.safetensors")
+    assert actor.config["net_arch"] == [8]
+    buffer = ReplayBuffer(10, actor.observation_space, actor.action_space)
+    for _ in range(10):
+        buffer.add(np.zeros(2), np.zeros(2), np.zeros((1, 2)), np.zeros(1), np.zeros(1), [{}])
+    save_to_pkl("buffer.pkl", buffer)
+    main(["clone", "buffer.pkl", "--out", "p.safetensors", "--steps", "1", "--quiet"])
+    assert capsys.readouterr().out == "" and (tmp_path / "p.safetensors").is_file()
+
+
+FINETUNE = ["finetune", "--env", "Maze2d-SquareA-v0"]
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["finetune"], "Name an environment, or a run folder"),
+        (["finetune", "--pretrained", "nowhere"], "nowhere is no run folder"),
+        (["finetune", "--env", "Nowhere-v0"], "Cannot make the environment 'Nowhere-v0'"),
+        ([*FINETUNE, "--policy", "poker"], "Unknown policy 'poker'; choose one of diffusion, gaussian"),
+        ([*FINETUNE, "--operator", "hope"], "Unknown operator 'hope'; choose one of select,"),
+        ([*FINETUNE, "--reuse-data"], "needs the run folder of a pre-training"),
+        ([*FINETUNE, "--steps", "0"], "--steps must be at least 1, got 0."),
+        ([*FINETUNE, "--threads", "0"], "--threads must be at least 1"),
+        ([*FINETUNE, "--n-envs", "0"], "n_envs must be"),
+        ([*FINETUNE, "--eval-freq", "0"], "eval_freq must be"),
+        ([*FINETUNE, "--offline-updates", "-1"], "offline_updates must be"),
+        ([*FINETUNE, "--device", "abacus"], "Unknown device 'abacus'"),
+        ([*FINETUNE, "--operator-kwargs", "{beta"], "--operator-kwargs must be JSON"),
+        ([*FINETUNE, "--algo-kwargs", '{"learning_rat": 1}'], "learning_rat"),
+        ([*FINETUNE, "--out", "a_file"], "a_file is a file"),
+        (["evaluate", "nowhere"], "nowhere is neither a run folder nor the file of a policy"),
+        (["evaluate", "a_file", "--env-kwargs", "[1]"], "--env-kwargs must be a JSON object"),
+        (["evaluate", "a_file", "--episodes", "0"], "--episodes must be at least 1"),
+        (["clone", "nowhere", "--out", "p.safetensors"], "nowhere is no run folder"),
+        (["clone", "a_file", "--out", "p.safetensors"], "a_file is no saved replay buffer"),
+        (["clone", "a_file", "--out", "p.safetensors", "--steps", "0"], "--steps must be at least 1"),
+    ],
+)
+def test_bad_input_of_the_others(capsys, tmp_path, argv, message):
+    (tmp_path / "a_file").touch()
+    assert message in refused(capsys, *argv)
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"], "something was written"
+
+
 # Plots --------------------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +397,15 @@ def test_plot(run_folder, capsys, tmp_path):
     main(["plot", str(run_folder), "--out", "pictures/c.png"])
     assert capsys.readouterr().out.replace("\\", "/") == "pictures/c.png\n"
     assert (tmp_path / "pictures" / "c.png").is_file()
+
+
+def test_plot_of_fine_tuning(run_folder, adapted, capsys, tmp_path):
+    main(["plot", str(adapted)])
+    assert capsys.readouterr().out == "success_rate.png\n"
+    assert (tmp_path / "success_rate.png").is_file()
+    main(["plot", str(adapted), "--metric", "mean_reward", "--out", "returns.svg"])
+    assert capsys.readouterr().out == "returns.svg\n"
+    assert "differ in what they measure; draw them apart" in refused(capsys, "plot", str(run_folder), str(adapted))
 
 
 def test_plot_refuses(run_folder, capsys, tmp_path):
@@ -245,6 +434,17 @@ def test_plot_refuses(run_folder, capsys, tmp_path):
         (["coverage", "--rewards", "fame"], "Unknown reward 'fame'"),
         (["coverage", "--algo", "dqn"], "Unknown algorithm 'dqn'"),
         (["coverage", "--out", "a_file"], "a_file is a file"),
+        (["finetune", "--seeds", "0"], "at least one seed"),
+        (["finetune", "--jobs", "0"], "jobs must be"),
+        (["finetune", "--steps", "0"], "steps must be"),
+        (["finetune", "--pretrain-steps", "0"], "pretrain_steps must be"),
+        (["finetune", "--mazes", "SquareZ"], "there is no maze 'SquareZ'"),
+        (["finetune", "--methods", "hope"], "Unknown method 'hope'; choose among select,"),
+        (["finetune", "--methods"], "at least one maze and one method"),
+        (["finetune", "--reuse-data", "maybe"], "reuse_data must be one of both, no, yes"),
+        (["finetune", "--reuse-data", "yes", "--methods", "scratch"], "nothing to use again"),
+        (["finetune", "--out", "a_file"], "a_file is a file"),
+        (["finetune", "--report-only"], "no complete run"),
         (["estimator", "--seeds", "0"], "at least one seed"),
         (["estimator", "--fit-steps", "0"], "fit_steps must be"),
         (["estimator", "--rewards", "edp"], "scores actions"),

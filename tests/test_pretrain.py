@@ -36,7 +36,7 @@ def test_run_folder_holds_everything(tmp_path):
     names = {path.name for path in run.path.iterdir()}
     assert names == {
         *("config.json", "summary.json", "progress.csv", "transitions.npz", "tensorboard", "checkpoints"),
-        *("model.safetensors", "reward.safetensors", "coverage.png", "visits.png", "reward.png"),
+        *("model.safetensors", "reward.safetensors", "policy.safetensors", "coverage.png", "visits.png", "reward.png"),
     }
     assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"1000", "2000"}
     progress = np.genfromtxt(run.path / "progress.csv", delimiter=",", names=True)

@@ -28,8 +28,9 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
     - Reward: the goal's, see below; ``info["is_success"]`` says after every step whether the point is at the goal.
     - Episodes have no end of their own; ``gym.make`` truncates them after 50 steps.
 
-    For hindsight relabelling there is ``task.compute_reward(achieved_goal, desired_goal, info)``. It is not a method of the
-    env, because SB3 takes that for the sign of an env with Dict observations.
+    For hindsight relabelling there are ``task.compute_reward(achieved_goal, desired_goal, info)`` and
+    ``task.compute_terminated``. They are no methods of the env, because SB3 takes that for the sign of an env with Dict
+    observations.
 
     :param layout: The maze, or its name
     :param reward_type: ``"sparse"`` (1 within ``goal_radius`` of the goal, else 0) or ``"dense"`` (minus the distance)
@@ -57,8 +58,7 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
         self.layout = MazeLayout.load(layout) if isinstance(layout, str) else layout
         self.dynamics = PointMassDynamics(self.layout)
-        self.task = GoalTask(self.layout, reward_type, goal_cell, goal_radius)
-        self.terminate_on_success = terminate_on_success
+        self.task = GoalTask(self.layout, reward_type, goal_cell, goal_radius, terminate_on_success)
         self.render_mode = render_mode
         self.action_space = action_space()
         self.observation_space = observation_space(self.layout)
@@ -72,6 +72,15 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
     def goal(self) -> np.ndarray:
         """The goal, (2,)."""
         return self.task.goal
+
+    @property
+    def terminate_on_success(self) -> bool:
+        """Whether reaching the goal ends the episode; can be set."""
+        return self.task.terminate_on_success
+
+    @terminate_on_success.setter
+    def terminate_on_success(self, terminate_on_success: bool) -> None:
+        self.task.terminate_on_success = terminate_on_success
 
     @property
     def position(self) -> np.ndarray:

@@ -24,6 +24,7 @@ class GoalTask:
     :param goal_cell: Cell ``(i, j)`` of the goal; ``"farthest"`` for the cell at the greatest graph distance from the
         start; by default the last goal cell of the layout
     :param goal_radius: Within this distance the goal counts as reached, > 0
+    :param terminate_on_success: Whether reaching the goal ends the episode
     :raises ValueError: if an argument is none of these
     """
 
@@ -33,6 +34,7 @@ class GoalTask:
         reward_type: RewardType = "sparse",
         goal_cell: Cell | Literal["farthest"] | None = None,
         goal_radius: float = GOAL_RADIUS,
+        terminate_on_success: bool = False,
     ) -> None:
         if reward_type not in ("sparse", "dense"):
             raise ValueError(f'reward_type must be "sparse" or "dense", got {reward_type!r}')
@@ -40,6 +42,7 @@ class GoalTask:
             raise ValueError(f"goal_radius must be positive and finite, got {goal_radius!r}")
         self.reward_type: RewardType = reward_type
         self.goal_radius = float(goal_radius)
+        self.terminate_on_success = terminate_on_success
         self.goal_cell = _to_cell(layout, goal_cell)
         self.goal = np.array(self.goal_cell, dtype=np.float64)  # (2,)
         self.goal.flags.writeable = False
@@ -78,11 +81,28 @@ class GoalTask:
         :return: A float if both are (2,), else rewards of shape (n,)
         :raises ValueError: if a shape is another one
         """
+        reward = self.reward(self._goal_distance(achieved_goal, desired_goal))
+        return float(reward) if reward.ndim == 0 else reward
+
+    def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: Any = None) -> Any:
+        """
+        Whether an episode with another goal ends, in Gymnasium's convention for goal-conditioned envs.
+
+        :param achieved_goal: Positions, (2,) or (n, 2)
+        :param desired_goal: Goals, (2,) or (n, 2)
+        :param info: Not used
+        :return: A bool if both are (2,), else bools of shape (n,)
+        :raises ValueError: if a shape is another one
+        """
+        reached = self._goal_distance(achieved_goal, desired_goal) <= self.goal_radius
+        terminated = reached & bool(self.terminate_on_success)
+        return bool(terminated) if terminated.ndim == 0 else terminated
+
+    def _goal_distance(self, achieved_goal: Any, desired_goal: Any) -> np.ndarray:
         achieved, desired = np.asarray(achieved_goal, dtype=np.float64), np.asarray(desired_goal, dtype=np.float64)
         if achieved.shape[-1:] != (2,) or desired.shape[-1:] != (2,):
             raise ValueError(f"goals must have shape (2,) or (n, 2), got {achieved.shape} and {desired.shape}")
-        reward = self.reward(self.distance(achieved, desired))
-        return float(reward) if reward.ndim == 0 else reward
+        return self.distance(achieved, desired)
 
 
 def _to_cell(layout: MazeLayout, goal_cell: Any) -> Cell:

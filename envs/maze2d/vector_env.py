@@ -69,8 +69,7 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.max_episode_steps = max_episode_steps
         self.layout = MazeLayout.load(layout) if isinstance(layout, str) else layout
         self.dynamics = PointMassDynamics(self.layout)
-        self.task = GoalTask(self.layout, reward_type, goal_cell, goal_radius)
-        self.terminate_on_success = terminate_on_success
+        self.task = GoalTask(self.layout, reward_type, goal_cell, goal_radius, terminate_on_success)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -93,6 +92,15 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def goal(self) -> np.ndarray:
         """The goal, (2,)."""
         return self.task.goal
+
+    @property
+    def terminate_on_success(self) -> bool:
+        """Whether reaching the goal ends the episode; can be set."""
+        return self.task.terminate_on_success
+
+    @terminate_on_success.setter
+    def terminate_on_success(self, terminate_on_success: bool) -> None:
+        self.task.terminate_on_success = terminate_on_success
 
     @property
     def positions(self) -> np.ndarray:

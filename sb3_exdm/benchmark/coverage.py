@@ -6,27 +6,23 @@ was, and ``exdm plot`` can draw any part of it.
 """
 
 import json
-import multiprocessing
-import signal
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as th
-from tqdm.auto import tqdm
 
-from sb3_exdm.artifacts import ArtifactError, read_json
-from sb3_exdm.benchmark.report import check_seeds, markdown_table, mean_std, write_csv, write_text
+from sb3_exdm.artifacts import ArtifactError
+from sb3_exdm.benchmark.report import check_seeds, markdown_table, mean_std, value_at, write_csv, write_text
+from sb3_exdm.benchmark.sweep import check_sweep, run_missing
 from sb3_exdm.envs import Maze2dSB3VecEnv, MazeLayout
 from sb3_exdm.exploration.registry import REWARDS
 from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.plots import RunRecord, plot_runs, read_run
 from sb3_exdm.presets import check_algorithm, default_settings
 from sb3_exdm.recipes import pretrain
-from sb3_exdm.run_folder import CONFIG, SUMMARY, RunInterrupted, versions
+from sb3_exdm.run_folder import versions
 
 PAPER_COVERAGE = {
     "SquareA": (0.99, 0.02),
@@ -68,22 +64,29 @@ class Run:
         """Id of the maze."""
         return f"Maze2d-{self.maze}-v0"
 
-    def is_complete(self) -> bool:
-        """
-        Whether the folder holds the whole run.
+    @property
+    def requires(self) -> None:
+        """Nothing."""
 
-        :raises ValueError: if it holds a whole run with other settings than it would have today, which is not thrown away
-        :raises ArtifactError: if it is damaged, or from a newer version
-        """
-        if not (self.folder / CONFIG).is_file() or not (self.folder / SUMMARY).is_file():
-            return False
-        config = read_json(self.folder / CONFIG)
-        other = [key for key, value in self._config().items() if config.get(key) != value]
-        if other:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({', '.join(other)}); remove it, or choose another folder."
-            )
-        return True
+    def differences(self, config: dict[str, Any]) -> list[str]:
+        """Settings in which another run differs from this one."""
+        return [key for key, value in self._config().items() if config.get(key) != value]
+
+    def execute(self) -> None:
+        """Explore."""
+        pretrain(
+            self.env_id,
+            self.steps,
+            algo=self.algo,
+            reward=self.reward,
+            seed=self.seed,
+            out=self.folder,
+            overwrite=True,
+            device="cpu",
+            checkpoint_freq=0,
+            policy_steps=0,
+            progress_bar=False,
+        )
 
     def _config(self) -> dict[str, Any]:
         env = Maze2dSB3VecEnv(self.maze, 1)
@@ -125,10 +128,9 @@ def run_sweep(
     :raises ChildProcessError: if a run fails; the others are still run
     :raises RunInterrupted: if stopped from the keyboard
     """
+    check_sweep(Path(out), jobs)
     runs = _runs(Path(out), mazes, rewards, check_seeds(seeds), algo, steps)
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}.")
-    _run_all([run for run in runs if not run.is_complete()], Path(out), jobs)
+    run_missing(runs, Path(out), jobs)
     records = [read_run(run.folder) for run in runs]
     write_csv(Path(out) / "runs.csv", [_row(run, record) for run, record in zip(runs, records, strict=True)])
     report = _report(runs, records)
@@ -138,8 +140,6 @@ def run_sweep(
 
 
 def _runs(out: Path, mazes: Sequence[str], rewards: Sequence[str], seeds: Sequence[int], algo: str, steps: int) -> list[Run]:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"The output folder {out} is a file; name a folder.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     if not mazes or not rewards:
@@ -155,54 +155,6 @@ def _runs(out: Path, mazes: Sequence[str], rewards: Sequence[str], seeds: Sequen
         for reward in dict.fromkeys(rewards)
         for seed in seeds
     ]
-
-
-def _run_all(runs: list[Run], out: Path, jobs: int) -> None:
-    if not runs:
-        return
-    failures = []
-    # A fresh process for every run, so that its peak memory is its own; spawned, because PyTorch does not survive a fork.
-    pool = multiprocessing.get_context("spawn").Pool(min(jobs, len(runs)), initializer=_start_worker, maxtasksperchild=1)
-    try:
-        for failure in tqdm(pool.imap_unordered(_run_one, runs), total=len(runs), unit="run", disable=None):
-            failures += [failure] if failure else []
-        pool.close()
-        pool.join()
-    except KeyboardInterrupt:
-        raise RunInterrupted(f"Interrupted; complete runs are kept in {out}, the same command does the rest.") from None
-    finally:
-        pool.terminate()
-        pool.join()
-    if failures:
-        raise ChildProcessError(f"{len(failures)} of {len(runs)} runs failed: {'; '.join(failures)}")
-
-
-def _start_worker() -> None:
-    # An interruption reaches all processes; the one that started the others ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    th.set_num_threads(1)
-    # The lock that tqdm makes by default is a semaphore of the system, which a process that is ended leaves behind.
-    tqdm.set_lock(threading.RLock())
-
-
-def _run_one(run: Run) -> str | None:
-    """Run in a worker process; return what went wrong."""
-    try:
-        pretrain(
-            run.env_id,
-            run.steps,
-            algo=run.algo,
-            reward=run.reward,
-            seed=run.seed,
-            out=run.folder,
-            overwrite=True,
-            device="cpu",
-            checkpoint_freq=0,
-            progress_bar=False,
-        )
-    except Exception as error:  # one failure must not end the sweep
-        return f"{run.folder.name}: {type(error).__name__}: {error}"
-    return None
 
 
 def _row(run: Run, record: RunRecord) -> dict[str, Any]:
@@ -228,11 +180,8 @@ def _row(run: Run, record: RunRecord) -> dict[str, Any]:
 
 def _coverage_at(record: RunRecord, steps: int) -> float | None:
     """Coverage after some steps, interpolated between two rows of the progress; None if the run is shorter."""
-    timesteps = record.progress["timesteps"]
-    if timesteps[-1] < steps:
-        return None
-    known = np.concatenate([[0.0], timesteps]), np.concatenate([[0.0], record.progress["coverage"]])
-    return round(float(np.interp(steps, *known)), 4)
+    timesteps, coverage = record.progress["timesteps"], record.progress["coverage"]
+    return value_at(steps, np.concatenate([[0.0], timesteps]), np.concatenate([[0.0], coverage]))
 
 
 def _report(runs: list[Run], records: list[RunRecord]) -> str:

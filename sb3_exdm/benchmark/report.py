@@ -39,6 +39,34 @@ def mean_std(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
 
+def bootstrap_interval(groups: Sequence[Sequence[float]], n_resamples: int = 10_000) -> tuple[float, float]:
+    """
+    95 % percentile bootstrap interval of a mean of means: each group is resampled on its own, as in rliable's stratified
+    bootstrap. The resamples are always the same. With few values such an interval is too narrow rather than too wide.
+
+    :param groups: values of each group, at least one; a group may be the seeds of a maze
+    :param n_resamples: number of resamples
+    """
+    rng = np.random.default_rng(0)
+    means = np.zeros(n_resamples)
+    for group in groups:
+        values = np.asarray(group, dtype=np.float64)
+        means += values[rng.integers(len(values), size=(n_resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means / len(groups), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def value_at(steps: int, timesteps: np.ndarray, values: np.ndarray) -> float | None:
+    """
+    A curve after some steps, interpolated between two points; None if it ends before.
+
+    :param steps: environment steps
+    :param timesteps: environment steps of the points, increasing, ``(n,)``
+    :param values: ``(n,)``
+    """
+    return None if timesteps[-1] < steps else round(float(np.interp(steps, timesteps, values)), 4)
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """
     :param path: the file, written whole or not at all

@@ -1,8 +1,9 @@
 """A diffusion model: a network, a noise schedule, an optimizer, and nothing about reinforcement learning."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from sb3_exdm.diffusion.loss import denoising_error
 from sb3_exdm.diffusion.networks import NoisePredictor
 from sb3_exdm.diffusion.schedule import VPSchedule
-from sb3_exdm.diffusion.solver import dpm_solver_2m
+from sb3_exdm.diffusion.solver import integrate, solver_steps
 
 
 class DiffusionModel(nn.Module):
@@ -93,13 +94,12 @@ class DiffusionModel(nn.Module):
         # alpha^2 + sigma^2 = 1 makes both a sigmoid of twice the log ratio: no time is needed.
         return th.sigmoid(2.0 * log_snr).sqrt(), th.sigmoid(-2.0 * log_snr).sqrt()
 
-    def fit(self, x: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
+    def noised(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        One step of Adam on the denoising error of a minibatch.
+        Noise a minibatch at random levels.
 
         :param x: data, ``(batch, dim)``
-        :param condition: ``(batch, condition_dim)``
-        :return: mean denoising error, a scalar
+        :return: noisy samples ``(batch, dim)``, the noise in them ``(batch, dim)``, log signal-to-noise ratios ``(batch,)``
         """
         low, span = self._log_snr_range
         # Stratified: one draw in each of `batch` equal cells of the range.
@@ -107,18 +107,86 @@ class DiffusionModel(nn.Module):
         log_snr = low + span * cells / len(x)
         noise = th.randn(x.shape, generator=self.generator, device=x.device)
         alpha, sigma = self.levels(log_snr)
-        x_t = alpha.unsqueeze(1) * x + sigma.unsqueeze(1) * noise
+        return alpha.unsqueeze(1) * x + sigma.unsqueeze(1) * noise, noise, log_snr
+
+    def loss(
+        self,
+        x: th.Tensor,
+        condition: th.Tensor | None = None,
+        *,
+        weight: th.Tensor | None = None,
+        target: Callable[[th.Tensor, th.Tensor], th.Tensor] | None = None,
+    ) -> th.Tensor:
+        """
+        The mean denoising error of a minibatch, differentiable in the weights.
+
+        :param x: data, ``(batch, dim)``
+        :param condition: ``(batch, condition_dim)``
+        :param weight: how much each row counts, ``(batch,)``; equally by default
+        :param target: maps noisy samples ``(batch, dim)`` and log signal-to-noise ratios ``(batch,)`` to the noise that
+            shall be predicted, for distillation; by default the noise that was added
+        :return: a scalar
+        """
+        x_t, noise, log_snr = self.noised(x)
+        if target is not None:
+            noise = target(x_t, log_snr)
+        alpha, sigma = self.levels(log_snr)
         self.network.train()
-        loss = denoising_error(self.network(x_t, alpha, sigma, log_snr, condition), noise).mean()
+        error = denoising_error(self.network(x_t, alpha, sigma, log_snr, condition), noise)
+        return error.mean() if weight is None else (weight * error).mean()
+
+    def descend(self, loss: th.Tensor) -> None:
+        """
+        One step of Adam, after which the average of the weights follows.
+
+        :param loss: a scalar that depends on the weights
+        """
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self._update_average()
+
+    def fit(
+        self,
+        x: th.Tensor,
+        condition: th.Tensor | None = None,
+        *,
+        weight: th.Tensor | None = None,
+        target: Callable[[th.Tensor, th.Tensor], th.Tensor] | None = None,
+    ) -> th.Tensor:
+        """
+        One step of Adam on the :meth:`loss` of a minibatch; the arguments are the same.
+
+        :return: the loss, a scalar
+        """
+        loss = self.loss(x, condition, weight=weight, target=target)
+        self.descend(loss)
         return loss.detach()
 
     @th.no_grad()
     def _update_average(self) -> None:
         th._foreach_lerp_(self._average_weights, self._weights, 1.0 - self.ema_rate)
+
+    def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> Any:
+        """Move to another device, the generator too: it begins anew there."""
+        super()._apply(fn, recurse)
+        device = self._weights[0].device
+        if device != self.generator.device:
+            seed = self.generator.initial_seed()
+            self.generator = th.Generator(device=device)
+            self.generator.manual_seed(seed)
+        return self
+
+    def training_state(self) -> dict[str, Any]:
+        """What :meth:`state_dict` leaves out: the states of optimizer and generator."""
+        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """:param state: from :meth:`training_state`"""
+        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["generator"].cpu()
+        if len(saved) == len(self.generator.get_state()):  # not if it was saved on another kind of device
+            self.generator.set_state(saved)
 
     def predict_noise(self, x_t: th.Tensor, log_snr: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
         """
@@ -132,7 +200,6 @@ class DiffusionModel(nn.Module):
         alpha, sigma = self.levels(log_snr)
         return self.average(x_t, alpha, sigma, log_snr, condition)
 
-    @th.no_grad()
     def sample(
         self,
         n_samples: int,
@@ -140,20 +207,37 @@ class DiffusionModel(nn.Module):
         *,
         n_sampling_steps: int = 15,
         grid: str = "log_snr",
+        bound: float | None = None,
+        guidance: Callable[[th.Tensor, th.Tensor], th.Tensor] | None = None,
+        noise: th.Tensor | None = None,
+        network: NoisePredictor | None = None,
     ) -> th.Tensor:
-        """
-        Draw samples by solving the reverse process from noise.
+        r"""
+        Draw samples by solving the reverse process from noise. Differentiable; wrap it in ``th.no_grad()`` to act.
 
         :param n_samples: number of samples
         :param condition: ``(n_samples, condition_dim)``
         :param n_sampling_steps: network evaluations per sample, 5 to 15 are usual
         :param grid: spacing of the steps, see :func:`~sb3_exdm.diffusion.solver.time_grid`
+        :param bound: where the data lie in ``[-bound, bound]``, keeps every prediction of them there
+        :param guidance: maps noisy samples ``(n_samples, dim)`` and log signal-to-noise ratios ``(n_samples,)`` to a gradient
+            :math:`g` that is added to the score, so that :math:`\hat\epsilon` becomes :math:`\hat\epsilon - \sigma_t g`
+        :param noise: start noise, ``(n_samples, dim)``; drawn by default
+        :param network: weights to sample with; the averaged ones by default
         :return: ``(n_samples, dim)``
         """
         device = self._weights[0].device
-        noise = th.randn((n_samples, self.dim), generator=self.generator, device=device)
+        if noise is None:
+            noise = th.randn((n_samples, self.dim), generator=self.generator, device=device)
+        steps = solver_steps(self.schedule, n_sampling_steps, grid)
+        log_snr = th.tensor([step.log_snr for step in steps], device=device)
+        velocity = (network or self.average).velocity_at(log_snr, condition)
 
-        def predict_noise(x_t: th.Tensor, t: th.Tensor) -> th.Tensor:
-            return self.predict_noise(x_t, self.schedule.log_snr(t), condition)
+        def predict_data(x_t: th.Tensor, i: int) -> th.Tensor:
+            alpha, sigma = steps[i].alpha, steps[i].sigma
+            data = alpha * x_t - sigma * velocity(x_t, i)  # (x_t - sigma * noise) / alpha
+            if guidance is not None:
+                data = data + sigma**2 / alpha * guidance(x_t, log_snr[i].expand(len(x_t)))
+            return data if bound is None else data.clamp(-bound, bound)
 
-        return dpm_solver_2m(predict_noise, noise, self.schedule, n_sampling_steps, grid=grid)
+        return integrate(predict_data, noise, steps)

@@ -1,7 +1,7 @@
 """Networks that predict the noise in a noisy sample."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch as th
 from torch import nn
@@ -127,3 +127,30 @@ class NoisePredictor(nn.Module):
         if condition is not None:
             inputs.append(condition)
         return sigma.unsqueeze(1) * x_t + alpha.unsqueeze(1) * self.velocity(th.cat(inputs, dim=1))
+
+    def velocity_at(self, log_snr: th.Tensor, condition: th.Tensor | None = None) -> Callable[[th.Tensor, int], th.Tensor]:
+        """
+        The velocity at a few fixed noise levels. What the first layer makes of the levels and of the condition is computed
+        once, for a chain of evaluations that changes only the sample.
+
+        :param log_snr: the levels, ``(n_levels,)``
+        :param condition: ``(batch, condition_dim)``
+        :return: maps noisy samples ``(batch, dim)`` and the number of a level to their velocity ``(batch, dim)``
+        """
+        first, *layers = self.velocity
+        assert isinstance(first, nn.Linear)
+        levels = self.noise_level(log_snr)  # (n_levels, width)
+        condition_dim = 0 if condition is None else condition.shape[1]
+        data_dim = first.in_features - levels.shape[1] - condition_dim
+        by_data, by_level, by_condition = first.weight.split([data_dim, levels.shape[1], condition_dim], dim=1)
+        offset = nn.functional.linear(levels, by_level, first.bias)  # (n_levels, hidden)
+        known = None if condition is None else nn.functional.linear(condition, by_condition)  # (batch, hidden)
+
+        def velocity(x_t: th.Tensor, level: int) -> th.Tensor:
+            hidden = nn.functional.linear(self.features(x_t), by_data, offset[level])
+            hidden = hidden if known is None else hidden + known
+            for layer in layers:
+                hidden = layer(hidden)
+            return hidden
+
+        return velocity

@@ -1,10 +1,12 @@
 """The variance-preserving noise schedule in continuous time."""
 
 import math
+from dataclasses import dataclass
 
 import torch as th
 
 
+@dataclass(frozen=True)
 class VPSchedule:
     r"""
     Variance-preserving (VP) diffusion with a linear rate (Song et al. 2021, arXiv 2011.13456, eq. 11 and app. C):
@@ -18,13 +20,14 @@ class VPSchedule:
     :param t_min: smallest time in use; below it the process is indistinguishable from the data
     """
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> None:
-        if not 0.0 < beta_min < beta_max:
-            raise ValueError(f"The noise rates must satisfy 0 < beta_min < beta_max, got {beta_min} and {beta_max}.")
-        self.beta_min = beta_min
-        self.beta_max = beta_max
-        self.t_min = t_min
-        self.t_max = 1.0
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta_min < self.beta_max:
+            raise ValueError(f"The noise rates must satisfy 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}.")
 
     def log_alpha(self, t: th.Tensor) -> th.Tensor:
         """Logarithm of the factor that multiplies the data at time ``t``."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_exdm.metrics import StateCoverage
-from sb3_exdm.plots.records import RunRecord, read_run
+from sb3_exdm.plots.records import RunRecord, default_metric, read_run
 from sb3_exdm.plots.style import COLOURS, as_vector, check_picture_path, draw_ceiling, new_figure, save_figure, style_curves
 from sb3_exdm.run_folder import CONFIG, PROGRESS
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # For more lines than there are colours. Dashes of another kind mark runs that have not finished.
 _LINE_STYLES: tuple[Any, ...] = ("solid", (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 _UNFINISHED: Any = (0, (4, 2))
+_GROUP_BY = ("reward", "algo")
+_YLABELS = {"coverage": "visited bins", "success_rate": "success rate", "mean_reward": "return"}
+_FINETUNE_GROUP_BY = ("policy", "operator", "algo", "pretrained", "reuse_data")
 
 
 def plot_coverage(
@@ -77,12 +80,49 @@ def plot_coverage(
     return save_figure(figure, path)
 
 
+def plot_learning_curve(
+    timesteps: Sequence[float] | np.ndarray,
+    returns: np.ndarray,
+    path: str | Path,
+    *,
+    success: Sequence[float] | None = None,
+    title: str | None = None,
+) -> Path:
+    """
+    Returns over time: the mean of the episodes of each evaluation, with a band of their quartiles; or the rate of successes.
+
+    :param timesteps: environment steps, (n,)
+    :param returns: of the episodes, (n, n_episodes)
+    :param path: the picture; its ending says the format
+    :param success: rate of successful episodes, (n,), to draw instead of the returns
+    :param title: title of the picture
+    :return: ``path``
+    :raises ValueError: if the arrays are empty, of different lengths or not finite, or ``path`` is no picture's
+    """
+    path = check_picture_path(path)
+    steps = as_vector(timesteps, "timesteps")
+    values = as_vector(np.asarray(returns).mean(axis=1) if success is None else success, "values")
+    if len(steps) != len(values):
+        raise ValueError(f"There are {len(steps)} timesteps but {len(values)} values.")
+    figure = new_figure(6.0, 3.6)
+    axes = figure.add_subplot()
+    axes.plot(steps, values, color=COLOURS[0], linewidth=2.2, marker="o", markersize=4, clip_on=False)
+    if success is None:
+        low, high = np.quantile(returns, [0.25, 0.75], axis=1)
+        axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
+    else:
+        axes.set_ylim(0.0, 1.05)
+    style_curves(axes, "return" if success is None else "success rate", title)
+    axes.set_xlim(0, max(steps[-1], 1))
+    return save_figure(figure, path)
+
+
 def plot_runs(
     run_folders: Iterable[str | Path],
     path: str | Path,
     *,
-    metric: str = "coverage",
-    group_by: Sequence[str] = ("env_id", "reward", "algo"),
+    metric: str | None = None,
+    group_by: Sequence[str] | None = None,
 ) -> Path:
     """
     Curves of several runs, one panel per environment.
@@ -91,10 +131,11 @@ def plot_runs(
     to the highest of them. A run that has not finished is drawn as a dashed line of its own, up to where it came, rather
     than cutting the mean of the others short.
 
-    :param run_folders: what ``exdm pretrain`` wrote
+    :param run_folders: what ``exdm pretrain`` wrote, or what ``exdm finetune`` did
     :param path: the picture; its ending says the format
-    :param metric: column of ``progress.csv``
-    :param group_by: settings in ``config.json`` that set lines apart; ``"env_id"`` always does
+    :param metric: column of ``progress.csv``; by default ``coverage``, or what :func:`default_metric` finds
+    :param group_by: settings in ``config.json`` that set lines apart; ``"env_id"`` always does. By default reward and
+        algorithm; of fine-tuning policy, operator, algorithm, whether it was pre-trained, and whether data are used again
     :return: ``path``
     :raises ArtifactError: if a folder cannot be used, see :func:`~sb3_exdm.plots.records.read_run`
     :raises ValueError: if there are no folders, there is no such metric or setting, or ``path`` is no picture's
@@ -104,6 +145,11 @@ def plot_runs(
     if not folders:
         raise ValueError("There is nothing to plot: name at least one run folder.")
     runs = [read_run(folder) for folder in folders.values()]
+    if group_by is None:
+        if len({run.is_finetuned for run in runs}) > 1:
+            raise ValueError("Runs of exdm pretrain and of exdm finetune differ in what they measure; draw them apart.")
+        group_by = _FINETUNE_GROUP_BY if runs[0].is_finetuned else _GROUP_BY
+    metric = metric or default_metric(runs)
     panels = _panels(runs, metric, [field for field in group_by if field != "env_id"])
     n_columns = min(len(panels), 4 if len(panels) > 6 else 3)
     n_rows = math.ceil(len(panels) / n_columns)
@@ -163,11 +209,11 @@ def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, 
         if not np.isfinite(run.progress[metric]).any():
             raise ValueError(f"{run.folder / PROGRESS} has no values of {metric!r}.")
     # Only what differs is worth a place in the legend.
-    telling = [field for field in fields if len({str(run.config[field]) for run in runs}) > 1] or fields
+    telling = [field for field in fields if len({_setting(run, field) for run in runs}) > 1] or fields
     panels: dict[str, dict[Any, _Line]] = {}
     for run in runs:
-        key: Any = tuple(str(run.config[field]) for field in fields)
-        label = ", ".join(str(run.config[field]) for field in telling)
+        key: Any = tuple(_setting(run, field) for field in fields)
+        label = ", ".join(filter(None, (_setting(run, field) for field in telling)))
         if not run.finished:
             key = run.folder
             label = f"{label}, seed {run.config['seed']} (unfinished)"
@@ -176,6 +222,16 @@ def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, 
         line.curves.append((run.progress["timesteps"][known], run.progress[metric][known]))
     # Unfinished ones last and so on top: until they end, they may be equal to a finished one with the same seed.
     return {env_id: sorted(lines.values(), key=lambda line: not line.finished) for env_id, lines in panels.items()}
+
+
+def _setting(run: RunRecord, field: str) -> str:
+    """A setting as the legend shows it; empty if there is nothing to say."""
+    value = run.config[field]
+    if field == "pretrained":  # by another seed, most often: which one it was sets nothing apart
+        return "from scratch" if value is None else "pre-trained"
+    if field == "reuse_data":
+        return "data used again" if value else "fresh data"
+    return "" if value is None else str(value)
 
 
 def _draw_line(axes: Axes, line: _Line, index: int) -> Any:
@@ -192,11 +248,13 @@ def _draw_line(axes: Axes, line: _Line, index: int) -> Any:
 
 def _finish_panel(axes: Axes, env_id: str, metric: str, is_first: bool) -> None:
     ceiling = _ceiling(env_id) if metric == "coverage" else None
-    ylabel = metric if metric != "coverage" else "visited bins"
+    ylabel = _YLABELS.get(metric, metric)
     if ceiling is not None:
         draw_ceiling(axes, ceiling)
         ylabel = "state coverage" if is_first else ""  # the same in all mazes
         axes.set_ylim(0, 1.1)
+    elif metric == "success_rate":
+        axes.set_ylim(0, 1.05)
     elif axes.get_ylim()[0] > 0:
         axes.set_ylim(bottom=0)
     style_curves(axes, ylabel, env_id)

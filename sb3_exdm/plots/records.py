@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sb3_exdm.artifacts import ArtifactError, read_json
 from sb3_exdm.run_folder import CONFIG, PROGRESS, SUMMARY, RunFolder
 
 _SETTINGS = ("env_id", "algo", "reward", "seed")
+_FINETUNE_SETTINGS = ("env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed")
+_METRICS = ("coverage", "success_rate", "mean_reward")
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,38 @@ class RunRecord:
         """Whether the run came to its end."""
         return self.summary is not None
 
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether ``exdm finetune`` wrote it, rather than ``exdm pretrain``."""
+        return self.config.get("command") == "finetune"
+
 
 def read_run(folder: str | Path) -> RunRecord:
     """
     Read a run folder, of a run that was interrupted too.
 
-    :param folder: what ``exdm pretrain`` wrote
+    :param folder: what ``exdm pretrain`` or ``exdm finetune`` wrote
     :raises ArtifactError: if it is no run folder, damaged, without a single row of progress, or from a newer version
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a folder." if folder.exists() else f"The run folder {folder} does not exist.")
     config = RunFolder(folder).config
-    missing = [key for key in _SETTINGS if key not in config]
+    settings = _FINETUNE_SETTINGS if config.get("command") == "finetune" else _SETTINGS
+    missing = [key for key in settings if key not in config]
     if missing:
         raise ArtifactError(f"{folder / CONFIG} does not say {', '.join(missing)}; it may be damaged.")
     summary = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
     return RunRecord(folder, config, summary, _read_progress(folder / PROGRESS))
+
+
+def default_metric(runs: Sequence[RunRecord]) -> str:
+    """
+    What to draw of some runs, if nobody says: coverage, or else the rate of successes, or else the return.
+
+    :param runs: the runs
+    """
+    return next((metric for metric in _METRICS if all(metric in run.progress for run in runs)), _METRICS[0])
 
 
 def _read_progress(path: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The whole way from an environment's id to a folder with a trained agent: what the command line calls."""
+"""Exploring without a reward, and keeping what was explored."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.exploration.callback import ExplorationCallback, TransitionRecorder
@@ -23,13 +22,16 @@ from sb3_exdm.exploration.reward import SHAPINGS, IntrinsicReward
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper
 from sb3_exdm.metrics import BinCoverage, StateCoverage
 from sb3_exdm.plots import plot_coverage, plot_reward, plot_visits
+from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.presets import (
     build_algorithm,
     check_algorithm,
+    check_device,
     default_settings,
     make_training_env,
     needs_normalization,
 )
+from sb3_exdm.recipes.clone import can_clone, clone_agent
 from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder, RunInterrupted
 
 
@@ -42,12 +44,14 @@ class PretrainedRun:
     :param summary: figures of the run, the content of ``summary.json``
     :param model: the agent
     :param reward_model: the fitted model of novelty
+    :param policy: the diffusion policy fitted to what was explored; None where spaces or memory do not allow one
     """
 
     path: Path | None
     summary: dict[str, Any]
     model: BaseAlgorithm
     reward_model: IntrinsicReward
+    policy: DiffusionActor | None = None
 
 
 def pretrain(
@@ -66,12 +70,14 @@ def pretrain(
     reward_kwargs: dict[str, Any] | None = None,
     device: str = "auto",
     checkpoint_freq: int = 25_000,
+    policy_steps: int = 3000,
     progress_bar: bool = True,
 ) -> PretrainedRun:
     """
     Explore an environment without its reward (ExDM, arXiv 2502.07279, algorithm 1).
 
-    An off-policy algorithm gets its intrinsic rewards anew with every batch it samples, PPO when it collects them.
+    An off-policy algorithm gets its intrinsic rewards anew with every batch it samples, PPO when it collects them. Afterwards
+    a diffusion policy is fitted to the explored state-action pairs, where observations and actions are vectors.
 
     :param env_id: id of a registered environment
     :param total_timesteps: number of steps, over all environments together
@@ -88,12 +94,13 @@ def pretrain(
     :param reward_kwargs: arguments of the reward, plain data
     :param device: PyTorch device
     :param checkpoint_freq: steps between two checkpoints in ``out``, 0 for none
+    :param policy_steps: gradient steps that fit the diffusion policy to what was explored, 0 for no such policy
     :param progress_bar: show a progress bar on a terminal
     :raises ValueError: for arguments out of range, an unknown name, or an environment that cannot be used
     :raises FileExistsError: if ``out`` holds a run already, or is a file
     :raises RunInterrupted: if stopped from the keyboard; what was learned is kept in ``out``
     """
-    _check_arguments(total_timesteps, n_envs, reward, seed, checkpoint_freq, device)
+    _check_arguments(total_timesteps, n_envs, reward, seed, checkpoint_freq, policy_steps, device)
     env = make_training_env(env_id, n_envs, seed, env_kwargs)
     try:
         check_algorithm(algo, env.action_space, env_id)
@@ -112,6 +119,7 @@ def pretrain(
             "env_kwargs": env_kwargs or {},
             "algo_kwargs": settings,
             "reward_kwargs": reward_kwargs or {},
+            "policy_steps": policy_steps,
         }
         try:
             json.dumps(config)
@@ -130,16 +138,19 @@ def pretrain(
         env.close()
 
 
-def _check_arguments(total_timesteps: int, n_envs: int, reward: str, seed: int, checkpoint_freq: int, device: str) -> None:
+def _check_arguments(
+    total_timesteps: int, n_envs: int, reward: str, seed: int, checkpoint_freq: int, policy_steps: int, device: str
+) -> None:
     check_integers(
-        total_timesteps=(total_timesteps, 1), n_envs=(n_envs, 1), seed=(seed, 0), checkpoint_freq=(checkpoint_freq, 0)
+        total_timesteps=(total_timesteps, 1),
+        n_envs=(n_envs, 1),
+        seed=(seed, 0),
+        checkpoint_freq=(checkpoint_freq, 0),
+        policy_steps=(policy_steps, 0),
     )
     if reward not in REWARDS:
         raise ValueError(f"Unknown reward {reward!r}; choose one of {', '.join(REWARDS)}.")
-    try:
-        th.empty(0, device=get_device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"Unknown device {device!r}, or one that is not there: {str(error).splitlines()[0]}") from None
+    check_device(device)
 
 
 def _make_coverage(
@@ -244,13 +255,20 @@ def _explore(
         if log is not None:
             log.close()
     summary = _summarise(config, model, callback, coverage)
+    policy, gaussian = None, None
+    if config["policy_steps"] and recorder is not None and can_clone(observation_space, action_space):
+        policy, gaussian = clone_agent(
+            model, recorder.arrays(), config["policy_steps"], seed=config["seed"], progress_bar=progress_bar
+        )
     if folder is not None:
         folder.save_models(model, reward_model)
+        if policy is not None:
+            policy.save(folder.path / POLICY, gaussian)
         if recorder is not None:
             folder.save_transitions(recorder.arrays())
         _draw(folder, config, reports, recorder, reward_model, coverage)
         folder.write_summary(summary)
-    return PretrainedRun(None if folder is None else folder.path, summary, model, reward_model)
+    return PretrainedRun(None if folder is None else folder.path, summary, model, reward_model, policy)
 
 
 def _summarise(

@@ -1,0 +1,30 @@
+"""
+The subcommands of ``exdm``.
+
+Each is a dataclass: its fields are the flags, its docstring and those of the fields are the help. What takes long to import
+is imported when a command runs, so that help and mistyped flags answer at once.
+"""
+
+from sb3_exdm.commands.benchmark import (
+    Benchmark,
+    BenchmarkCoverage,
+    BenchmarkEstimator,
+    BenchmarkFinetune,
+    BenchmarkThroughput,
+)
+from sb3_exdm.commands.look import Evaluate, Plot, describe
+from sb3_exdm.commands.train import Clone, Finetune, Pretrain
+
+__all__ = [
+    "Benchmark",
+    "BenchmarkCoverage",
+    "BenchmarkEstimator",
+    "BenchmarkFinetune",
+    "BenchmarkThroughput",
+    "Clone",
+    "Evaluate",
+    "Finetune",
+    "Plot",
+    "Pretrain",
+    "describe",
+]

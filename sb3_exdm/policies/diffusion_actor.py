@@ -1,0 +1,259 @@
+"""A diffusion model of the actions given the observation: what a policy that denoises consists of."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.utils import get_device
+from torch import nn
+from tqdm.auto import tqdm
+
+from sb3_exdm.artifacts import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
+from sb3_exdm.diffusion import DiffusionModel
+from sb3_exdm.policies.features import ObservationFeatures, check_vector_spaces, scale_actions, unscale_actions
+from sb3_exdm.policies.networks import SquashedGaussian
+
+
+class DiffusionActor(nn.Module):
+    """
+    Draws actions by denoising (Diffusion Policies as an Expressive Policy Class, arXiv 2208.06193). It stands alone: no critic
+    and no other policy is needed to act.
+
+    :param observation_space: Box of vectors
+    :param action_space: Box with finite bounds
+    :param net_arch: widths of the hidden layers
+    :param n_sampling_steps: evaluations of the network per action, 5 to 15 are usual
+    :param grid: spacing of these steps, see :func:`~sb3_exdm.diffusion.solver.time_grid`
+    :param frequencies: angular frequencies of sines and cosines of the noisy action that the network sees beside it
+    :param learning_rate: of Adam
+    :param seed: seed of initialisation, training noise and sampling
+    :param device: PyTorch device
+    :raises ValueError: if the spaces are others
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        net_arch: Sequence[int] = (128, 128, 128),
+        n_sampling_steps: int = 5,
+        grid: str = "quadratic",
+        frequencies: Sequence[float] = (0.5 * math.pi,),
+        learning_rate: float = 1e-3,
+        seed: int | None = None,
+        device: th.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        check_vector_spaces(observation_space, action_space, type(self).__name__)
+        if n_sampling_steps < 1 or not net_arch:
+            raise ValueError(f"Need n_sampling_steps >= 1 and a hidden layer, got {n_sampling_steps} and {list(net_arch)}.")
+        assert isinstance(observation_space, spaces.Box) and isinstance(action_space, spaces.Box)
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.config: dict[str, Any] = {
+            "net_arch": [int(width) for width in net_arch],
+            "n_sampling_steps": int(n_sampling_steps),
+            "grid": grid,
+            "frequencies": [float(frequency) for frequency in frequencies],
+            "learning_rate": float(learning_rate),
+        }
+        self.device = get_device(device)
+        self.features = ObservationFeatures(observation_space).to(self.device)
+        self.model = DiffusionModel(
+            spaces.flatdim(action_space),
+            self.features.dim,
+            net_arch=self.config["net_arch"],
+            frequencies=self.config["frequencies"],
+            learning_rate=learning_rate,
+            ema_rate=0.995,
+            seed=seed,
+            device=self.device,
+        )
+
+    @property
+    def optimizer(self) -> th.optim.Optimizer:
+        """The optimizer of the diffusion model."""
+        return self.model.optimizer
+
+    def action_log_prob(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """:raises RuntimeError: always, since the density of a denoised action is not known"""
+        raise RuntimeError(
+            "A DiffusionPolicy is not trained by the algorithm itself: pass a callback, "
+            "model.learn(..., callback=sb3_exdm.DiffusionFinetuneCallback())."
+        )
+
+    forward = action_log_prob  # what TD3 would call
+
+    @th.no_grad()
+    def candidates(self, features: th.Tensor, n_actions: int, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        Draw several actions for each state.
+
+        :param features: of the observations, ``(batch, features_dim)``
+        :param n_actions: actions per state
+        :param noise: start noise, ``(n_actions, action_dim)`` for all states alike; drawn by default
+        :return: actions in [-1, 1], ``(batch, n_actions, action_dim)``
+        """
+        batch = len(features)
+        repeated = features.repeat_interleave(n_actions, dim=0) if n_actions > 1 else features
+        start = None if noise is None else noise.repeat(batch, 1)
+        actions = self.model.sample(
+            batch * n_actions,
+            repeated,
+            n_sampling_steps=self.config["n_sampling_steps"],
+            grid=self.config["grid"],
+            noise=start,
+        )
+        return actions.clamp(-1.0, 1.0).reshape(batch, n_actions, -1)
+
+    def predict(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
+        """
+        Act, in the manner of Stable-Baselines3's ``predict`` but without its second return value.
+
+        :param observation: one, of the space's shape, or a batch of them
+        :param deterministic: start from no noise, which makes the same action of the same observation
+        :return: actions in the units of the environment
+        """
+        observation = np.asarray(observation)
+        single = observation.shape == self.observation_space.shape
+        batch = observation[None] if single else observation
+        if batch.shape[1:] != self.observation_space.shape:
+            raise ValueError(f"Expected observations of shape {self.observation_space.shape}, got {observation.shape}.")
+        if not np.isfinite(batch).all():
+            raise ValueError("The observation holds NaN or infinite values.")
+        features = self.features(th.as_tensor(batch, device=self.device))
+        noise = th.zeros(1, self.model.dim, device=self.device) if deterministic else None
+        actions = unscale_actions(self.candidates(features, 1, noise)[:, 0].cpu().numpy(), self.action_space)
+        return actions[0] if single else actions
+
+    def fit(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        gradient_steps: int = 3000,
+        batch_size: int = 512,
+        *,
+        fit_features: bool = True,
+        progress_bar: bool = False,
+    ) -> dict[str, float]:
+        """
+        Clone the behaviour that took these actions (ExDM, arXiv 2502.07279, eq. 5). The learning rate falls to zero along a
+        cosine.
+
+        :param observations: ``(n, *shape)``
+        :param actions: in the units of the environment, ``(n, *shape)``
+        :param gradient_steps: steps of Adam
+        :param batch_size: rows of a minibatch
+        :param fit_features: standardise with the moments of ``observations``; False keeps those there are
+        :param progress_bar: show a progress bar on a terminal
+        :return: ``policy_loss``, the mean denoising error of the last tenth of the steps
+        :raises ValueError: if shapes do not fit or values are not finite
+        """
+        observations, actions = np.asarray(observations), np.asarray(actions)
+        for name, rows, space in (
+            ("observations", observations, self.observation_space),
+            ("actions", actions, self.action_space),
+        ):
+            if rows.shape != (len(observations), *space.shape) or not len(rows):
+                raise ValueError(f"Expected {name} of shape (n, {', '.join(map(str, space.shape))}), got {rows.shape}.")
+            if not np.isfinite(rows).all():
+                raise ValueError(f"The {name} hold NaN or infinite values; remove these rows.")
+        if fit_features:
+            self.features.fit(observations)
+        with th.no_grad():
+            features = th.cat([self.features(th.as_tensor(chunk, device=self.device)) for chunk in _chunks(observations)])
+        targets = th.as_tensor(scale_actions(actions, self.action_space), device=self.device)
+        losses = []
+        for step in tqdm(range(gradient_steps), unit="step", disable=None if progress_bar else True, desc="policy"):
+            set_learning_rate(self.optimizer, self.config["learning_rate"] * cosine_decay(step / gradient_steps))
+            drawn = th.randint(len(targets), (batch_size,), generator=self.model.generator, device=self.device)
+            loss = self.model.fit(targets[drawn], features[drawn])
+            if step >= 0.9 * gradient_steps:
+                losses.append(loss)
+        set_learning_rate(self.optimizer, self.config["learning_rate"])
+        return {"policy_loss": th.stack(losses).mean().item()} if losses else {}
+
+    def save(self, path: str | Path, gaussian: SquashedGaussian | None = None) -> None:
+        """
+        Write the policy to one safetensors file.
+
+        :param path: the file
+        :param gaussian: a Gaussian policy on the same features to keep with it
+        """
+        tree = {
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            "config": self.config,
+            "weights": dict(self.state_dict()),
+            "training_state": self.model.training_state(),
+            "gaussian": None if gaussian is None else {"net_arch": gaussian.net_arch, "weights": dict(gaussian.state_dict())},
+        }
+        save_tree(path, tree, kind="diffusion policy")
+
+    @classmethod
+    def load(cls, path: str | Path, device: th.device | str = "auto") -> "DiffusionActor":
+        """
+        :param path: file that :meth:`save` wrote, or a run folder that has it
+        :param device: PyTorch device
+        :raises ArtifactError: if it cannot be used
+        """
+        return load_pretrained(path, device)[0]
+
+
+POLICY = "policy.safetensors"
+"""Name of the diffusion policy in a run folder."""
+
+
+def load_pretrained(path: str | Path, device: th.device | str = "auto") -> tuple[DiffusionActor, SquashedGaussian | None]:
+    """
+    :param path: file that :meth:`DiffusionActor.save` wrote, or a run folder that has it
+    :param device: PyTorch device
+    :return: the diffusion policy, and the Gaussian kept with it
+    :raises ArtifactError: if the file cannot be used
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / POLICY
+        if not path.is_file():
+            raise ArtifactError(
+                f"{path.parent} holds no diffusion policy ({POLICY}): pre-train it with `exdm pretrain`, or fit one to its "
+                f"transitions with `exdm clone {path.parent} --out {path}`."
+            )
+    tree = load_tree(path, kind="diffusion policy")
+    actor = DiffusionActor(
+        space_from_json(tree["observation_space"]),
+        space_from_json(tree["action_space"]),
+        **tree["config"],
+        seed=0,
+        device=get_device(device),
+    )
+    actor.load_state_dict(tree["weights"])
+    actor.model.load_training_state(tree["training_state"])
+    gaussian = None
+    if tree["gaussian"] is not None:
+        gaussian = SquashedGaussian(actor.features.dim, actor.model.dim, tree["gaussian"]["net_arch"]).to(actor.device)
+        gaussian.load_state_dict(tree["gaussian"]["weights"])
+    return actor, gaussian
+
+
+def cosine_decay(progress: float) -> float:
+    """From 1 at the start to 0 at the end."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: th.optim.Optimizer, learning_rate: float) -> None:
+    """
+    :param optimizer: whose groups all get it
+    :param learning_rate: the new one
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _chunks(rows: np.ndarray, size: int = 65_536) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

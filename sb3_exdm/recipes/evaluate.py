@@ -1,0 +1,169 @@
+"""How good an agent is: returns and successes of whole episodes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_exdm.artifacts import ArtifactError
+from sb3_exdm.exploration.checks import check_integers
+from sb3_exdm.policies.diffusion_actor import DiffusionActor
+from sb3_exdm.presets import check_device, make_training_env
+from sb3_exdm.run_folder import CONFIG, RunFolder
+
+MAX_ENVS = 50
+"""Most environments that are stepped together."""
+
+EVALUATION_SEED = 1_000_000
+"""Added to a seed, so that evaluations begin elsewhere than training."""
+
+
+@dataclass
+class Evaluation:
+    """
+    What :func:`evaluate` measured.
+
+    :param returns: undiscounted return of each episode, ``(n_episodes,)``
+    :param lengths: steps of each episode, ``(n_episodes,)``
+    :param successes: whether ``info["is_success"]`` was ever true in it, ``(n_episodes,)``; None if the environment does not
+        say
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    successes: np.ndarray | None
+
+    def summary(self) -> dict[str, Any]:
+        """Means, as plain data."""
+        return {
+            "n_episodes": len(self.returns),
+            "mean_reward": float(self.returns.mean()),
+            "std_reward": float(self.returns.std()),
+            "mean_length": float(self.lengths.mean()),
+            "success_rate": None if self.successes is None else float(self.successes.mean()),
+        }
+
+
+def evaluate(
+    agent: str | Path | BaseAlgorithm | DiffusionActor,
+    env_id: str | None = None,
+    n_episodes: int = 50,
+    *,
+    seed: int = 0,
+    deterministic: bool = True,
+    env_kwargs: dict[str, Any] | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """
+    Play whole episodes.
+
+    :param agent: run folder, file of a diffusion policy, or an agent in memory
+    :param env_id: id of the environment, by default that of the run folder
+    :param n_episodes: number of episodes
+    :param seed: seed of the environments
+    :param deterministic: whether the agent acts deterministically
+    :param env_kwargs: arguments of the environment, by default those of the run folder
+    :param device: PyTorch device
+    :raises ValueError: for arguments out of range, or an environment that the agent was not trained for
+    :raises ArtifactError: if the folder or file cannot be used
+    """
+    check_integers(n_episodes=(n_episodes, 1), seed=(seed, 0))
+    config: dict[str, Any] = {}
+    folder = None
+    if isinstance(agent, (str, Path)):
+        check_device(device)
+        if Path(agent).is_file():
+            agent = DiffusionActor.load(agent, device)
+        elif (Path(agent) / CONFIG).is_file():
+            folder = RunFolder(agent)
+            config = folder.config
+        else:
+            raise ArtifactError(f"{agent} is neither a run folder nor the file of a policy.")
+    env_id = env_id or config.get("env_id")
+    if env_id is None:
+        raise ValueError("Name the environment: only a run folder knows its own.")
+    env = make_evaluation_env(env_id, n_episodes, seed, config.get("env_kwargs") if env_kwargs is None else env_kwargs)
+    try:
+        if folder is not None:
+            agent = folder.load_model(env, device)
+            env = agent.get_env() or env
+        elif isinstance(agent, BaseAlgorithm):
+            env = _normalized_like(agent, env)
+        assert isinstance(agent, (BaseAlgorithm, DiffusionActor))
+        if agent.observation_space != env.observation_space or agent.action_space != env.action_space:
+            raise ValueError(
+                f"The agent was trained with {agent.observation_space} and {agent.action_space}, {env_id} has "
+                f"{env.observation_space} and {env.action_space}."
+            )
+        return play(Predictor(agent) if isinstance(agent, DiffusionActor) else agent, env, n_episodes, deterministic)
+    finally:
+        env.close()
+
+
+def _normalized_like(agent: BaseAlgorithm, env: VecEnv) -> VecEnv:
+    """``env`` with the normalisation that the agent was trained with."""
+    normalizer = agent.get_vec_normalize_env()
+    if normalizer is None or not normalizer.norm_obs:
+        return env
+    normalized = VecNormalize(env, training=False, norm_reward=False, clip_obs=normalizer.clip_obs, epsilon=normalizer.epsilon)
+    normalized.obs_rms = normalizer.obs_rms
+    return normalized
+
+
+def make_evaluation_env(env_id: str, n_episodes: int, seed: int, env_kwargs: dict[str, Any] | None) -> VecEnv:
+    """
+    :param env_id: id of the environment
+    :param n_episodes: episodes that will be played
+    :param seed: seed of the environments, set apart from those of training
+    :param env_kwargs: arguments of the environment
+    """
+    return make_training_env(env_id, min(n_episodes, MAX_ENVS), EVALUATION_SEED + seed, env_kwargs)
+
+
+def play(agent: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic: bool = True) -> Evaluation:
+    """
+    :param agent: anything with Stable-Baselines3's ``predict``
+    :param env: environments; running moments of a ``VecNormalize`` stay as they are
+    :param n_episodes: number of episodes
+    :param deterministic: whether the agent acts deterministically
+    """
+    if isinstance(env, VecNormalize):
+        env.training, env.norm_reward = False, False
+    ongoing = np.zeros(env.num_envs, dtype=bool)
+    successes: list[bool] = []
+    reported = False
+
+    def on_step(local: dict[str, Any], _: dict[str, Any]) -> None:
+        nonlocal reported
+        i, info = local["i"], local["info"]
+        reported = reported or "is_success" in info
+        ongoing[i] |= bool(info.get("is_success", False))
+        if local["done"]:
+            successes.append(bool(ongoing[i]))
+            ongoing[i] = False
+
+    returns, lengths = evaluate_policy(
+        agent, env, n_episodes, deterministic, callback=on_step, return_episode_rewards=True, warn=False
+    )
+    return Evaluation(np.array(returns), np.array(lengths), np.array(successes) if reported else None)
+
+
+class Predictor:
+    """A diffusion policy that answers as Stable-Baselines3's models do."""
+
+    def __init__(self, actor: DiffusionActor) -> None:
+        self.actor = actor
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        return self.actor.predict(observation, deterministic), state

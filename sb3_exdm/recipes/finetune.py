@@ -1,0 +1,413 @@
+"""Adapting to a task with a reward."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+from tqdm.auto import tqdm
+
+from sb3_exdm.exploration.checks import check_integers
+from sb3_exdm.finetune.callback import DiffusionFinetuneCallback
+from sb3_exdm.finetune.distillation import distil
+from sb3_exdm.finetune.operators import check_operator, make_operator
+from sb3_exdm.finetune.replay_buffer import FinetuneReplayBuffer
+from sb3_exdm.finetune.reward_query import relabel
+from sb3_exdm.finetune.warm_up import WarmUpCallback
+from sb3_exdm.plots import plot_learning_curve
+from sb3_exdm.policies.diffusion_actor import POLICY
+from sb3_exdm.policies.diffusion_policy import ActingRule, DiffusionPolicy
+from sb3_exdm.presets import (
+    build_algorithm,
+    check_algorithm,
+    check_device,
+    default_settings,
+    finetune_settings,
+    make_training_env,
+    needs_normalization,
+)
+from sb3_exdm.recipes.evaluate import EVALUATION_SEED, Evaluation, Predictor, make_evaluation_env, play
+from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder, RunInterrupted
+
+POLICIES = ("diffusion", "gaussian")
+
+
+@dataclass
+class FinetunedRun:
+    """
+    What :func:`finetune` returns.
+
+    :param path: the run folder, None if nothing was written
+    :param summary: figures of the run, the content of ``summary.json``
+    :param model: the agent
+    """
+
+    path: Path | None
+    summary: dict[str, Any]
+    model: BaseAlgorithm
+
+
+def finetune(
+    env_id: str | None = None,
+    total_timesteps: int = 20_000,
+    *,
+    pretrained: str | Path | None = None,
+    policy: str = "diffusion",
+    operator: str = "select",
+    seed: int = 0,
+    n_envs: int = 8,
+    reuse_data: bool = False,
+    reward_fn: Callable[..., Any] | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    env_kwargs: dict[str, Any] | None = None,
+    algo_kwargs: dict[str, Any] | None = None,
+    operator_kwargs: dict[str, Any] | None = None,
+    offline_updates: int = 5000,
+    export_steps: int = 2000,
+    device: str = "auto",
+    eval_freq: int = 2500,
+    n_eval_episodes: int = 50,
+    progress_bar: bool = True,
+) -> FinetunedRun:
+    """
+    Adapt a pre-trained agent to the reward of an environment, or train from scratch.
+
+    :param env_id: id of the environment, by default the one of the pre-training
+    :param total_timesteps: number of steps, over all environments together
+    :param pretrained: run folder of :func:`~sb3_exdm.pretrain`; None trains from scratch
+    :param policy: ``"diffusion"``, or ``"gaussian"`` for the agent that explored, with the algorithm that trained it
+    :param operator: how the diffusion policy is improved, a name in :data:`~sb3_exdm.finetune.operators.OPERATORS`
+    :param seed: seed of everything
+    :param n_envs: number of environments that are stepped together
+    :param reuse_data: begin with the transitions of the pre-training, worth what the environment or ``reward_fn`` says
+    :param reward_fn: maps observations, actions and next observations, each ``(n, ...)``, to rewards ``(n,)``, or to rewards
+        and whether the episode terminates there
+    :param out: run folder to write; None writes nothing
+    :param overwrite: replace the run that ``out`` holds
+    :param env_kwargs: arguments of the environment
+    :param algo_kwargs: changes to the settings of the algorithm, plain data
+    :param operator_kwargs: arguments of the operator, plain data
+    :param offline_updates: updates on reused data before the first step
+    :param export_steps: gradient steps that distil a fine-tuned diffusion policy, with all that took part, into a single one
+        (``policy.safetensors``), 0 for none
+    :param device: PyTorch device
+    :param eval_freq: steps between two evaluations; one is made before the first step and one at the end
+    :param n_eval_episodes: episodes of an evaluation
+    :param progress_bar: show a progress bar on a terminal
+    :raises ValueError: for arguments out of range, an unknown name, or an environment that cannot be used
+    :raises ArtifactError: if the pre-trained run cannot be used
+    :raises FileExistsError: if ``out`` holds a run already, or is a file
+    :raises RunInterrupted: if stopped from the keyboard; what was learned is kept in ``out``
+    """
+    check_integers(
+        total_timesteps=(total_timesteps, 1),
+        seed=(seed, 0),
+        n_envs=(n_envs, 1),
+        offline_updates=(offline_updates, 0),
+        export_steps=(export_steps, 0),
+        eval_freq=(eval_freq, 1),
+        n_eval_episodes=(n_eval_episodes, 1),
+    )
+    if policy not in POLICIES:
+        raise ValueError(f"Unknown policy {policy!r}; choose one of {', '.join(POLICIES)}.")
+    check_operator(operator)
+    check_device(device)
+    if reward_fn is not None and not reuse_data:
+        raise ValueError("reward_fn says what the transitions of the pre-training are worth; it needs reuse_data=True.")
+    if reuse_data and pretrained is None:
+        raise ValueError("reuse_data=True needs the run folder of a pre-training (pretrained=).")
+    source = None if pretrained is None else RunFolder(pretrained)
+    if env_id is None:
+        if source is None:
+            raise ValueError("Name an environment, or a run folder of a pre-training, which knows its own.")
+        env_id = source.config["env_id"]
+    algo = "sac" if source is None or policy == "diffusion" else source.config["algo"]
+    env = make_training_env(env_id, n_envs, seed, env_kwargs)
+    evaluation_env = make_evaluation_env(env_id, n_eval_episodes, seed, env_kwargs)
+    try:
+        check_algorithm(algo, env.action_space, env_id)
+        transitions = None
+        if reuse_data:
+            assert source is not None
+            transitions = relabel(source.transitions(), env, reward_fn)
+        settings = _settings(algo, policy, source, env, algo_kwargs or {})
+        config = {
+            "command": "finetune",
+            "env_id": env_id,
+            "total_timesteps": total_timesteps,
+            "pretrained": None if pretrained is None else str(pretrained),
+            "algo": algo,
+            "policy": policy,
+            "operator": operator if policy == "diffusion" else None,
+            "reuse_data": reuse_data,
+            "seed": seed,
+            "n_envs": n_envs,
+            "env_kwargs": env_kwargs or {},
+            "algo_kwargs": settings,
+            "operator_kwargs": operator_kwargs or {},
+            "offline_updates": offline_updates,
+            "export_steps": export_steps,
+            "n_eval_episodes": n_eval_episodes,
+        }
+        try:
+            json.dumps(config)
+        except TypeError as error:
+            raise ValueError(f"env_kwargs, algo_kwargs and operator_kwargs must be plain data: {error}.") from None
+        try:
+            model = _build(algo, policy, source, env, settings, seed, device, total_timesteps)
+        except TypeError as error:
+            raise ValueError(f"algo_kwargs hold an argument that does not exist: {error}.") from error
+        if transitions is not None:
+            if not isinstance(model, OffPolicyAlgorithm):
+                raise ValueError(f"{algo} learns only from its own transitions; reuse_data needs sac, td3 or ddpg.")
+            assert isinstance(model.replay_buffer, FinetuneReplayBuffer)
+            model.replay_buffer.add_offline(transitions)
+        if policy == "diffusion":
+            with th.random.fork_rng(devices=[]):  # only to refuse bad arguments before anything is written
+                make_operator(operator, model.policy, **(operator_kwargs or {}))  # type: ignore[arg-type]
+        folder = None
+        if out is not None:
+            folder = RunFolder(out)
+            folder.create(config, overwrite)
+        return _adapt(config, model, evaluation_env, folder, eval_freq, operator_kwargs, progress_bar)
+    finally:
+        env.close()
+        evaluation_env.close()
+
+
+def _settings(algo: str, policy: str, source: RunFolder | None, env: VecEnv, changes: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of the algorithm, plain data."""
+    shared = finetune_settings(env.observation_space, env.num_envs)
+    policy_kwargs = dict(changes.get("policy_kwargs", {}))
+    changes = {key: value for key, value in changes.items() if key != "policy_kwargs"}
+    if policy == "diffusion":
+        pretrained = {} if source is None else {"pretrained": str(source.path)}
+        return {
+            **shared,
+            "policy": "DiffusionPolicy",
+            **changes,
+            "policy_kwargs": {**shared["policy_kwargs"], **pretrained, **policy_kwargs},
+        }
+    # What explored keeps the shape of its networks; how it learns is that of fine-tuning.
+    known = default_settings(algo, env.observation_space, env.action_space) if source is None else source.config["algo_kwargs"]
+    known_kwargs = known.get("policy_kwargs", {})
+    if algo == "ppo":
+        return {**known, **changes, "policy_kwargs": {**known_kwargs, **policy_kwargs}}
+    if algo == "sac":
+        shared.update(ent_coef="auto_0.01", target_entropy="auto")
+    else:
+        known = {**known, "action_noise_std": 0.1}
+    n_critics = {} if algo == "ddpg" else {"n_critics": 2}
+    return {**known, **shared, **changes, "policy_kwargs": {**known_kwargs, **n_critics, **policy_kwargs}}
+
+
+def _build(
+    algo: str,
+    policy: str,
+    source: RunFolder | None,
+    env: VecEnv,
+    settings: dict[str, Any],
+    seed: int,
+    device: str,
+    total_timesteps: int,
+) -> BaseAlgorithm:
+    """The algorithm, with pre-trained weights where there are some."""
+    kwargs: dict[str, Any] = {"seed": seed, "device": device}
+    if algo != "ppo":
+        kwargs.update(
+            buffer_size=min(total_timesteps, 1_000_000),
+            replay_buffer_class=FinetuneReplayBuffer,
+            replay_buffer_kwargs={"gamma": settings["gamma"]},
+        )
+    if policy == "diffusion":
+        return build_algorithm(algo, env, settings, **kwargs)
+    if source is None:
+        normalized = VecNormalize(env, norm_reward=False) if needs_normalization(env.observation_space) else env
+        return build_algorithm(algo, normalized, settings, **kwargs)
+    explorer = source.load_model(env, device)
+    explored_env = explorer.get_env()
+    assert explored_env is not None
+    model = build_algorithm(algo, explored_env, settings, **kwargs)
+    _take_over(model, explorer)
+    return model
+
+
+def _take_over(model: BaseAlgorithm, explorer: BaseAlgorithm) -> None:
+    """
+    The weights that act come from the explorer. Values, temperature and states of optimizers are those of another reward, and
+    begin anew.
+    """
+    if isinstance(model, PPO):
+        weights = explorer.policy.state_dict()
+        acting = {key: value for key, value in weights.items() if "value_net" not in key and "vf_features" not in key}
+        model.policy.load_state_dict(acting, strict=False)
+        return
+    assert isinstance(model, (SAC, TD3, DDPG)) and isinstance(explorer, (SAC, TD3, DDPG))
+    model.actor.load_state_dict(explorer.actor.state_dict())
+    if isinstance(model, TD3):
+        model.actor_target.load_state_dict(explorer.actor.state_dict())
+
+
+class _Progress(BaseCallback):
+    """
+    Evaluates now and then, and shows how far it is.
+
+    :param total_timesteps: for the bar
+    :param evaluation_env: where to evaluate
+    :param eval_freq: steps between two evaluations
+    :param n_eval_episodes: episodes of an evaluation
+    :param seed: of the run; all evaluations begin with the same episodes, which :func:`~sb3_exdm.evaluate` plays too
+    :param log: file for the figures, or None
+    :param progress_bar: show a progress bar on a terminal
+    """
+
+    def __init__(
+        self,
+        total_timesteps: int,
+        evaluation_env: VecEnv,
+        eval_freq: int,
+        n_eval_episodes: int,
+        seed: int,
+        log: ProgressLog | None,
+        progress_bar: bool,
+    ) -> None:
+        super().__init__()
+        self.total_timesteps = total_timesteps
+        self.evaluation_env = evaluation_env
+        self.eval_freq = eval_freq
+        self.n_eval_episodes = n_eval_episodes
+        self.seed = seed
+        self.log = log
+        self.progress_bar = progress_bar
+        self.reports: list[dict[str, float]] = []
+        self.evaluations: list[Evaluation] = []
+        self.seconds = 0.0
+        self._evaluating = 0.0
+        self._began = time.perf_counter()  # before the updates on reused data
+
+    def _on_training_start(self) -> None:
+        self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
+        if not self.reports:
+            self.evaluate()
+
+    def _on_step(self) -> bool:
+        self._bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps // self.eval_freq >= len(self.reports) and self.num_timesteps < self.total_timesteps:
+            self.evaluate()
+
+    def _on_training_end(self) -> None:
+        self.evaluate()
+        self._bar.close()
+
+    def evaluate(self) -> None:
+        """Play, and report."""
+        start = time.perf_counter()
+        env = self.evaluation_env
+        if isinstance(self.training_env, VecNormalize):
+            if not isinstance(env, VecNormalize):
+                env = self.evaluation_env = VecNormalize(env, training=False, norm_reward=False)
+            sync_envs_normalization(self.training_env, env)
+        env.seed(EVALUATION_SEED + self.seed)
+        evaluation = play(self.model, env, self.n_eval_episodes)
+        self._evaluating += time.perf_counter() - start
+        self.seconds = time.perf_counter() - self._began - self._evaluating  # of learning alone
+        figures = evaluation.summary()
+        report = {"timesteps": self.num_timesteps, "seconds": self.seconds, "mean_reward": figures["mean_reward"]}
+        self.logger.record("eval/mean_reward", figures["mean_reward"])
+        if figures["success_rate"] is not None:
+            report["success_rate"] = figures["success_rate"]
+            self.logger.record("eval/success_rate", figures["success_rate"])
+        shown = "success_rate" if figures["success_rate"] is not None else "mean_reward"
+        self._bar.set_postfix({shown: f"{figures[shown]:.3g}"}, refresh=False)
+        self.reports.append(report)
+        self.evaluations.append(evaluation)
+        if self.log is not None:
+            self.log.write(report)
+
+
+def _adapt(
+    config: dict[str, Any],
+    model: BaseAlgorithm,
+    evaluation_env: VecEnv,
+    folder: RunFolder | None,
+    eval_freq: int,
+    operator_kwargs: dict[str, Any] | None,
+    progress_bar: bool,
+) -> FinetunedRun:
+    """Train, then write and draw what came out."""
+    total_timesteps = config["total_timesteps"]
+    log = None if folder is None else ProgressLog(folder.path / PROGRESS)
+    progress = _Progress(
+        total_timesteps, evaluation_env, eval_freq, config["n_eval_episodes"], config["seed"], log, progress_bar
+    )
+    callbacks: list[BaseCallback] = []
+    if config["policy"] == "diffusion":
+        callbacks.append(
+            DiffusionFinetuneCallback(
+                config["operator"], operator_kwargs=operator_kwargs, offline_updates=config["offline_updates"]
+            )
+        )
+    elif isinstance(model, OffPolicyAlgorithm):
+        callbacks.append(WarmUpCallback(config["offline_updates"], uniform=config["pretrained"] is None))
+    model.set_logger(
+        configure(None if folder is None else str(folder.path / "tensorboard"), [] if folder is None else ["tensorboard"])
+    )
+    try:
+        model.learn(total_timesteps, callback=[*callbacks, progress], log_interval=1 if config["algo"] == "ppo" else 40)
+    except KeyboardInterrupt:
+        kept = "nothing was kept, as no output folder was given"
+        if folder is not None:
+            folder.save_models(model, None, f"checkpoints/{model.num_timesteps}")
+            kept = f"the agent is kept in {folder.path / 'checkpoints' / str(model.num_timesteps)}"
+        raise RunInterrupted(f"Interrupted after {model.num_timesteps} of {total_timesteps} steps; {kept}.") from None
+    finally:
+        if log is not None:
+            log.close()
+    keys = ("command", "env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed", "n_envs")
+    summary = {
+        **{key: config[key] for key in keys},
+        "timesteps": model.num_timesteps,
+        "seconds": round(progress.seconds, 2),
+        "steps_per_second": round(model.num_timesteps / max(progress.seconds, 1e-9), 1),
+        **progress.evaluations[-1].summary(),
+        "torch_threads": th.get_num_threads(),
+    }
+    exported = None
+    if isinstance(model.policy, DiffusionPolicy) and config["export_steps"]:
+        assert isinstance(model, OffPolicyAlgorithm) and isinstance(model.replay_buffer, FinetuneReplayBuffer)
+        if model.policy.acting == ActingRule():  # it acts alone already
+            exported = model.policy.actor
+        else:
+            exported = distil(model.policy, model.replay_buffer, config["export_steps"], seed=config["seed"])
+        evaluation_env.seed(EVALUATION_SEED + config["seed"])
+        figures = play(Predictor(exported), evaluation_env, config["n_eval_episodes"]).summary()
+        summary.update({f"exported_{key}": figures[key] for key in ("mean_reward", "success_rate")})
+    if folder is not None:
+        if exported is not None:
+            exported.save(folder.path / POLICY)
+        folder.save_models(model, None)
+        plot_learning_curve(
+            [report["timesteps"] for report in progress.reports],
+            np.array([evaluation.returns for evaluation in progress.evaluations]),
+            folder.path / "learning_curve.png",
+            success=None
+            if progress.evaluations[-1].successes is None
+            else [report["success_rate"] for report in progress.reports],
+            title=f"{config['env_id']}, {config['operator'] or config['algo']}",
+        )
+        folder.write_summary(summary)
+    return FinetunedRun(None if folder is None else folder.path, summary, model)
