@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# The demo ends at the cell that is furthest from the start.
+GOAL := '{"goal_cell": "farthest", "terminate_on_success": true}'
+
 .PHONY: help install test demo check format benchmark clean
 
 help:
-	@echo "make demo       pre-train in a maze without a reward, print the coverage, draw the pictures"
+	@echo "make demo       explore a maze without a reward, then master a goal; print coverage and success, draw the pictures"
 	@echo "make test       lint, types and tests"
 	@echo "make benchmark  the figures of docs/results.md (hours)"
 
@@ -35,9 +38,11 @@ test: check
 
 demo: install
 	$(BIN)/exdm pretrain --env Maze2d-SquareA-v0 --steps 50000 --seed 0 --out runs/demo --overwrite
+	$(BIN)/exdm finetune --pretrained runs/demo --steps 10000 --seed 0 --reuse-data --env-kwargs $(GOAL) --out runs/demo-goal --overwrite
 
 benchmark: install
 	$(BIN)/exdm benchmark coverage --out runs/benchmark
+	$(BIN)/exdm benchmark finetune --out runs/finetune-benchmark
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs

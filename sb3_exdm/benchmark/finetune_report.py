@@ -8,6 +8,7 @@ import numpy as np
 
 from sb3_exdm.benchmark.report import bootstrap_interval, markdown_table, value_at
 from sb3_exdm.envs import GoalTask, MazeLayout
+from sb3_exdm.finetune.operators import OPERATORS
 from sb3_exdm.plots import RunRecord
 from sb3_exdm.plots.style import COLOURS, check_picture_path, new_figure, save_figure, style_curves
 from sb3_exdm.run_folder import RunFolder, versions
@@ -63,6 +64,7 @@ def table_rows(runs: Sequence[_Adapted], records: Sequence[RunRecord]) -> list[d
                     for steps in _checkpoints(run.steps)
                 },
                 "mean_reward": record.summary["mean_reward"],
+                "exported": record.summary.get("exported_success_rate"),
                 "seconds": record.summary["seconds"],
                 "folder": run.folder.name,
             }
@@ -104,6 +106,9 @@ def make_report(
                 + _table(mine, expected, f"success_{checkpoint}", with_seconds=checkpoint == steps)
                 for checkpoint in _checkpoints(steps)
             ]
+    exported = [row for row in rows if row["exported"] is not None and row["method"] == next(iter(OPERATORS))]
+    if exported:
+        parts.append(_exported_table(exported))
     if explorations:
         parts.append("Seeds whose pre-training ever reached the goal:\n\n" + _reached_table(explorations, env_kwargs))
     return "\n\n".join(parts)
@@ -124,6 +129,20 @@ def _table(rows: list[dict[str, Any]], expected: Sequence[_Adapted], key: str, w
         table.append([method, *cells])
     header = ["method", *mazes, *(["all mazes"] if len(mazes) > 1 else []), *(["seconds per run"] if with_seconds else [])]
     return markdown_table(header, table)
+
+
+def _exported_table(rows: list[dict[str, Any]]) -> str:
+    """The default operator at the end of a run, beside the single diffusion policy that it was distilled into."""
+    mazes = list(dict.fromkeys(row["maze"] for row in rows))
+    table = []
+    for reuse, condition in _CONDITIONS.items():
+        mine = [row for row in rows if row["reuse_data"] is reuse]
+        if mine:
+            end = max(row["timesteps"] for row in mine)
+            for name, key in ((f"as fine-tuned, {condition}", None), (f"single diffusion policy, {condition}", "exported")):
+                groups = [[row[key or f"success_{end}"] for row in mine if row["maze"] == maze] for maze in mazes]
+                table.append([name, *(_cell([group], len(group)) for group in groups)])
+    return "At the end of the runs of the default operator:\n\n" + markdown_table(["policy", *mazes], table)
 
 
 def _cell(groups: list[list[float]], n_seeds: int) -> str:

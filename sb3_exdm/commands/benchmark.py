@@ -127,6 +127,30 @@ class BenchmarkEstimator:
 
 
 @dataclass
+class BenchmarkBandit:
+    """
+    How close improved policies come to the exact one, where it is known: a bandit with five modes and a known value.
+
+    Energy distances of guided sampling (CEP), its distillation, and weighted score matching. Takes about six minutes.
+
+    Example: exdm benchmark bandit --seeds 1 --effort 0.5
+    """
+
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint=_ONLY_PRINT)] = None
+    """Folder for bandit.csv, bandit.md and bandit.png."""
+    seeds: Annotated[int, arg(metavar="N")] = 3
+    """Seeds 0 to N-1."""
+    effort: Annotated[float, arg(metavar="F")] = 1.0
+    """Factor of all numbers of gradient steps."""
+
+    def run(self) -> None:
+        """Fit and report."""
+        from sb3_exdm.benchmark.bandit import run_bandit
+
+        print(run_bandit(range(self.seeds), self.out, self.effort))
+
+
+@dataclass
 class BenchmarkThroughput:
     """
     Speed on one core: of the mazes, of the wrappers under PPO, of the reward in pre-training, of acting and fine-tuning.
@@ -162,6 +186,7 @@ class Benchmark:
         Annotated[BenchmarkCoverage, subcommand("coverage")]
         | Annotated[BenchmarkFinetune, subcommand("finetune")]
         | Annotated[BenchmarkEstimator, subcommand("estimator")]
+        | Annotated[BenchmarkBandit, subcommand("bandit")]
         | Annotated[BenchmarkThroughput, subcommand("throughput")]
     )
     """What to measure."""

@@ -135,6 +135,8 @@ class Finetune:
     """Arguments of the operator, e.g. '{"ent_coef": 0.02}'."""
     offline_updates: Annotated[int, arg(metavar="N")] = 5000
     """Updates on reused data before the first step."""
+    export_steps: Annotated[int, arg(metavar="N")] = 2000
+    """Gradient steps that distil what was fine-tuned into a single diffusion policy, policy.safetensors; 0 for none."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
     """PyTorch device."""
     threads: Annotated[int, arg(metavar="N")] = 1
@@ -172,6 +174,7 @@ class Finetune:
             algo_kwargs=algo_kwargs,
             operator_kwargs=operator_kwargs,
             offline_updates=self.offline_updates,
+            export_steps=self.export_steps,
             device=self.device,
             eval_freq=self.eval_freq,
             n_eval_episodes=self.n_eval_episodes,
