@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import sb3_exdm
 from sb3_exdm import OPERATORS, DiffusionActor, DiffusionFinetuneCallback, FinetuneReplayBuffer, RunFolder
 from sb3_exdm.artifacts import ArtifactError
-from sb3_exdm.finetune import WarmUpCallback
+from sb3_exdm.finetune import WarmUpCallback, distil
 from sb3_exdm.finetune import callback as callback_module
 from sb3_exdm.finetune.critics import Batch, CriticLearner, ExpectileValue, SoftValue, SupportValue, expectile_loss
 from sb3_exdm.finetune.operators import make_operator
@@ -267,8 +267,10 @@ class TestValues:
 
 
 class TestCallback:
-    @pytest.mark.parametrize("operator", OPERATORS)
-    def test_every_operator_improves(self, operator, uniform):
+    @pytest.mark.parametrize(
+        ("operator", "kwargs"), [*((operator, {}) for operator in OPERATORS), ("exdm", {"critic": "support"})]
+    )
+    def test_every_operator_improves(self, operator, kwargs, uniform):
         model = make_model(
             uniform,
             n_envs=8,
@@ -282,7 +284,6 @@ class TestCallback:
         )
         before = play_once(model)
         assert before < -0.7, "the middle is wrong"
-        kwargs = {"scale": 1.0} if operator == "qsm" else {}
         model.learn(800, callback=DiffusionFinetuneCallback(operator, operator_kwargs=kwargs))
         assert play_once(model) > before + 0.25
 
@@ -357,7 +358,7 @@ class TestCallback:
         weights = weights_of(model)
         model.learn(40, callback=DiffusionFinetuneCallback("dql"))
         assert model._n_updates == 0 and same_weights(weights, weights_of(model))
-        assert np.abs(model.replay_buffer.actions[:40] - 0.5).max() < 0.25
+        assert np.quantile(np.abs(model.replay_buffer.actions[:40] - 0.5), 0.9) < 0.25
         model.set_env(DummyVecEnv([TwoSteps]))
         model.learn(10, callback=DiffusionFinetuneCallback("dql"), reset_num_timesteps=False)
         assert model._n_updates == 10, "from the second kind of reward on"
@@ -477,7 +478,7 @@ class TestRecipe:
         shutil.rmtree(tmp_path / "explored")
         names = {path.name for path in run.path.iterdir()}
         files = {"config.json", "summary.json", "progress.csv", "model.safetensors", "learning_curve.png"}
-        assert names == files | {"tensorboard"}
+        assert names == files | {"tensorboard"} | ({"policy.safetensors"} if policy == "diffusion" else set())
         progress = progress_of(run.path)
         assert [row["timesteps"] for row in progress] == ["0", "80", "160"]
         assert {"mean_reward", "success_rate"} <= progress[0].keys()
@@ -661,3 +662,15 @@ class TestRecipe:
             sb3_exdm.evaluate(policy)
         with pytest.raises(ValueError, match=r"trained with .*Pendulum-v1 has"):
             sb3_exdm.evaluate(policy, "Pendulum-v1", 2)
+
+
+def test_distilled_policy_does_what_the_whole_does(habit):
+    model = make_model(habit)
+    model.learn(200, callback=DiffusionFinetuneCallback())
+    actor = distil(model.policy, model.replay_buffer, gradient_steps=600, n_states=1000)
+    obs = np.linspace(0.0, 1.0, 20, dtype=np.float32)[:, None]
+    whole, single = model.predict(obs, deterministic=True)[0], actor.predict(obs, deterministic=True)
+    span = model.action_space.high - model.action_space.low
+    seen = model.replay_buffer.observations[: model.replay_buffer.size()].ravel()
+    near = np.abs(obs - seen[None]).min(axis=1) < 0.02  # it imitates where it has been
+    assert near.any() and np.median(np.abs(whole - single)[near] / span) < 0.1

@@ -23,7 +23,7 @@ class Operator:
 
     acting: ClassVar[ActingRule] = ActingRule()
     n_candidates: ClassVar[int] = 0
-    needs_next_candidates: ClassVar[bool] = False
+    needs_next_candidates: bool = False
 
     def __init__(self, policy: DiffusionPolicy, *, tau: float = 0.005, learning_rate: float = 1e-3) -> None:
         self.policy = policy

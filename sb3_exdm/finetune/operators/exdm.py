@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch as th
 
 from sb3_exdm.diffusion.guidance import EnergyModel
-from sb3_exdm.finetune.critics import Batch, ExpectileValue, scaled_advantages
+from sb3_exdm.finetune.critics import Batch, ExpectileValue, SupportValue, scaled_advantages
 from sb3_exdm.finetune.operators.base import Operator
 from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
 
@@ -19,6 +19,7 @@ class ExDM(Operator):
     :param policy: the policy
     :param tau: how far target critics follow in one update
     :param learning_rate: of critic, energy and actor
+    :param critic: ``"iql"``, or ``"support"`` for in-support softmax Q-learning
     :param expectile: of IQL
     :param beta: temperature, in units of the standard deviation of the advantages
     """
@@ -31,12 +32,17 @@ class ExDM(Operator):
         *,
         tau: float = 0.005,
         learning_rate: float = 1e-3,
+        critic: str = "iql",
         expectile: float = 0.7,
         beta: float = 1.0 / 3.0,
     ) -> None:
         super().__init__(policy, tau=tau, learning_rate=learning_rate)
         self.beta = beta
-        self.value = ExpectileValue(policy, expectile, learning_rate)
+        if critic not in ("iql", "support"):
+            raise ValueError(f'critic must be "iql" or "support", got {critic!r}.')
+        self.value = ExpectileValue(policy, expectile, learning_rate) if critic == "iql" else None
+        self.support = SupportValue(policy)
+        self.needs_next_candidates = critic == "support"
         actor = policy.actor
         self.energy = EnergyPart(
             actor.model.dim,
@@ -47,8 +53,12 @@ class ExDM(Operator):
         )
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
-        value_loss = self.value.learn(batch)
-        critic_loss = self.critic.learn(batch, self.value(batch))
+        losses = {}
+        if self.value is None:
+            losses["critic_loss"] = self.critic.learn(batch, self.support(batch))
+        else:
+            losses["value_loss"] = self.value.learn(batch)
+            losses["critic_loss"] = self.critic.learn(batch, self.value(batch))
         assert batch.candidates is not None
         with th.no_grad():
             values = self.policy.critic_target.smallest(batch.features, batch.candidates)
@@ -58,12 +68,7 @@ class ExDM(Operator):
             batch.features,
             target=lambda x_t, log_snr: self._guided_noise(x_t, log_snr, batch.features),
         )
-        return {
-            "critic_loss": critic_loss,
-            "value_loss": value_loss,
-            "energy_loss": energy_loss,
-            "distillation_loss": distillation_loss,
-        }
+        return {**losses, "energy_loss": energy_loss, "distillation_loss": distillation_loss}
 
     @th.no_grad()
     def _guided_noise(self, x_t: th.Tensor, log_snr: th.Tensor, features: th.Tensor) -> th.Tensor:
@@ -73,7 +78,7 @@ class ExDM(Operator):
         return self.policy.behavior.predict_noise(x_t, log_snr, features) - sigma.unsqueeze(1) * gradient
 
     def parts(self) -> dict[str, Any]:
-        return {"value": self.value, "energy": self.energy}
+        return {"energy": self.energy} if self.value is None else {"value": self.value, "energy": self.energy}
 
 
 class EnergyPart(EnergyModel):
