@@ -80,6 +80,7 @@ def test_sweep(tmp_path, explored, monkeypatch):
     assert [[line.split("|")[1].strip() for line in table[2:]] for table in tables] == [
         ["select", "gaussian", "scratch"],
         ["select", "gaussian"],
+        [f"{policy}, {data} data" for data in ("fresh", "reused") for policy in ("as fine-tuned", "distilled")],
         [MAZE],
     ]
     assert "5 of 5 runs are complete" in report

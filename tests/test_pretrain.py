@@ -20,10 +20,11 @@ from sb3_exdm.presets import default_settings, make_training_env
 
 ROOT = Path(__file__).parents[1]
 TINY = {
+    "policy_steps": 20,
     "algo_kwargs": {
         "learning_starts": 100,
         "policy_kwargs": {"net_arch": [8], "features_extractor": "fourier", "n_critics": 1},
-    }
+    },
 }
 
 
@@ -104,7 +105,14 @@ def test_every_reward(reward):
 def test_every_algorithm(algo, tmp_path):
     net = {"policy_kwargs": {"net_arch": [8]}}
     run = sb3_exdm.pretrain(
-        "Maze2d-SquareA-v0", 400, algo=algo, algo_kwargs=net, progress_bar=False, device="cpu", out=tmp_path / algo
+        "Maze2d-SquareA-v0",
+        400,
+        algo=algo,
+        algo_kwargs=net,
+        policy_steps=20,
+        progress_bar=False,
+        device="cpu",
+        out=tmp_path / algo,
     )
     obs = np.zeros((4, 2))
     loaded = sb3_exdm.RunFolder(run.path).load_model(device="cpu")
@@ -114,7 +122,8 @@ def test_every_algorithm(algo, tmp_path):
 def test_unbounded_observations_are_normalised_and_restored(tmp_path):
     env_id = "MountainCarContinuous-v0"
     settings = {"policy_kwargs": {"net_arch": [8]}}
-    run = sb3_exdm.pretrain(env_id, 300, algo_kwargs=settings, out=tmp_path / "car", progress_bar=False, device="cpu")
+    quick = {"algo_kwargs": settings, "policy_steps": 20, "progress_bar": False, "device": "cpu"}
+    run = sb3_exdm.pretrain(env_id, 300, out=tmp_path / "car", **quick)
     assert not isinstance(run.model.get_env(), VecNormalize), "bounded observations need none"
     gym.register("UnboundedPendulum-v0", lambda: Unbounded(gym.make("Pendulum-v1").unwrapped), max_episode_steps=50)
     run = sb3_exdm.pretrain(
@@ -122,6 +131,7 @@ def test_unbounded_observations_are_normalised_and_restored(tmp_path):
         300,
         algo_kwargs=settings,
         out=tmp_path / "p",
+        policy_steps=20,
         progress_bar=False,
         device="cpu",
         coverage_dims=[0, 2],
@@ -261,9 +271,9 @@ def test_score_explores_more_than_no_reward_and_than_chance():
     maze, steps = "SquareBottleneck", 16_000
     for seed in (0, 1):
         score, zero = (
-            sb3_exdm.pretrain(f"Maze2d-{maze}-v0", steps, reward=reward, seed=seed, progress_bar=False, device="cpu").summary[
-                "coverage"
-            ]
+            sb3_exdm.pretrain(
+                f"Maze2d-{maze}-v0", steps, reward=reward, seed=seed, policy_steps=0, progress_bar=False, device="cpu"
+            ).summary["coverage"]
             for reward in ("score", "zero")
         )
         assert score > zero + 0.05 and score > random_coverage(maze, steps, seed) + 0.05

@@ -135,14 +135,16 @@ def _exported_table(rows: list[dict[str, Any]]) -> str:
     """The default operator at the end of a run, beside the single diffusion policy that it was distilled into."""
     mazes = list(dict.fromkeys(row["maze"] for row in rows))
     table = []
-    for reuse, condition in _CONDITIONS.items():
+    for reuse in dict.fromkeys(row["reuse_data"] for row in rows):
         mine = [row for row in rows if row["reuse_data"] is reuse]
-        if mine:
-            end = max(row["timesteps"] for row in mine)
-            for name, key in ((f"as fine-tuned, {condition}", None), (f"single diffusion policy, {condition}", "exported")):
-                groups = [[row[key or f"success_{end}"] for row in mine if row["maze"] == maze] for maze in mazes]
-                table.append([name, *(_cell([group], len(group)) for group in groups)])
-    return "At the end of the runs of the default operator:\n\n" + markdown_table(["policy", *mazes], table)
+        end = max(row["timesteps"] for row in mine)
+        for name, key in (("as fine-tuned", f"success_{end}"), ("distilled", "exported")):
+            groups = [[row[key] for row in mine if row["maze"] == maze] for maze in mazes]
+            table.append([f"{name}, {'reused' if reuse else 'fresh'} data", *(_cell([group], len(group)) for group in groups)])
+    return (
+        "The default operator at the end of a run, and the single diffusion policy that it was distilled into, which acts without "
+        "critic and Gaussian:\n\n" + markdown_table(["policy", *mazes], table)
+    )
 
 
 def _cell(groups: list[list[float]], n_seeds: int) -> str:
