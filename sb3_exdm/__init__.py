@@ -20,6 +20,8 @@ from sb3_exdm.exploration import (
 from sb3_exdm.finetune import OPERATORS, DiffusionFinetuneCallback, FinetuneReplayBuffer
 from sb3_exdm.metrics import BinCoverage, StateCoverage, state_coverage
 from sb3_exdm.policies import DiffusionActor, DiffusionPolicy, DiffusionTD3Policy
+
+# The function `finetune` hides the package of the same name as an attribute; `from sb3_exdm.finetune import …` still finds it.
 from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain
 from sb3_exdm.run_folder import RunFolder, RunInterrupted
 

@@ -142,8 +142,8 @@ def _exported_table(rows: list[dict[str, Any]]) -> str:
             groups = [[row[key] for row in mine if row["maze"] == maze] for maze in mazes]
             table.append([f"{name}, {'reused' if reuse else 'fresh'} data", *(_cell([group], len(group)) for group in groups)])
     return (
-        "The default operator at the end of a run, and the single diffusion policy that it was distilled into, which acts without "
-        "critic and Gaussian:\n\n" + markdown_table(["policy", *mazes], table)
+        "The default operator at the end of a run, and the single diffusion policy that it was distilled into, which acts "
+        "without critic and Gaussian:\n\n" + markdown_table(["policy", *mazes], table)
     )
 
 

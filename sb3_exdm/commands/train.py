@@ -135,7 +135,7 @@ class Finetune:
     """Arguments of the operator, e.g. '{"ent_coef": 0.02}'."""
     offline_updates: Annotated[int, arg(metavar="N")] = 5000
     """Updates on reused data before the first step."""
-    export_steps: Annotated[int, arg(metavar="N")] = 2000
+    export_steps: Annotated[int, arg(metavar="N")] = 4000
     """Gradient steps that distil what was fine-tuned into a single diffusion policy, policy.safetensors; 0 for none."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
     """PyTorch device."""

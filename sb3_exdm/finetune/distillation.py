@@ -14,7 +14,7 @@ CHUNK = 1000
 def distil(
     policy: DiffusionPolicy,
     buffer: FinetuneReplayBuffer,
-    gradient_steps: int = 2000,
+    gradient_steps: int = 4000,
     batch_size: int = 512,
     *,
     n_states: int = 20_000,

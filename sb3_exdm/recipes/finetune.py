@@ -74,7 +74,7 @@ def finetune(
     algo_kwargs: dict[str, Any] | None = None,
     operator_kwargs: dict[str, Any] | None = None,
     offline_updates: int = 5000,
-    export_steps: int = 2000,
+    export_steps: int = 4000,
     device: str = "auto",
     eval_freq: int = 2500,
     n_eval_episodes: int = 50,
