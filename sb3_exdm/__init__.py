@@ -3,7 +3,7 @@ Reward-free exploration with diffusion models, for Gymnasium and Stable-Baseline
 
 Importing the package registers the environments of :mod:`sb3_exdm.envs` with Gymnasium, and ``"DiffusionPolicy"`` as the name
 of a policy of Stable-Baselines3's SAC, TD3 and DDPG.
-The function ``finetune`` hides the package of the same name as an attribute; ``from sb3_exdm.finetune import ...`` still finds it.
+The function ``finetune`` hides the package of that name as an attribute; ``from sb3_exdm.finetune import ...`` still finds it.
 """
 
 from pathlib import Path
@@ -21,7 +21,6 @@ from sb3_exdm.exploration import (
 from sb3_exdm.finetune import OPERATORS, DiffusionFinetuneCallback, FinetuneReplayBuffer
 from sb3_exdm.metrics import BinCoverage, StateCoverage, state_coverage
 from sb3_exdm.policies import DiffusionActor, DiffusionPolicy, DiffusionTD3Policy
-
 from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain
 from sb3_exdm.run_folder import RunFolder, RunInterrupted
 
