@@ -1,15 +1,15 @@
 """An energy that steers a diffusion model: contrastive energy prediction (CEP)."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch as th
 from torch import nn
 
 from sb3_exdm.diffusion.networks import FourierFeatures, NoiseLevelFeatures
 from sb3_exdm.diffusion.schedule import VPSchedule
+from sb3_exdm.diffusion.trainable import Trainable
 
 
 def contrastive_energy_loss(energies: th.Tensor, predicted: th.Tensor) -> th.Tensor:
@@ -25,7 +25,7 @@ def contrastive_energy_loss(energies: th.Tensor, predicted: th.Tensor) -> th.Ten
     return -(energies.softmax(dim=1) * predicted.log_softmax(dim=1)).sum(dim=1).mean()
 
 
-class EnergyModel(nn.Module):
+class EnergyModel(Trainable):
     r"""
     The energy of noisy samples, :math:`f_\phi(x_t, t, c) \approx \log E[e^{E(x)} \mid x_t]`. Its gradient, added to the score
     of a model of :math:`p(x \mid c)`, gives that of :math:`p(x \mid c)\, e^{E(x)}` (arXiv 2304.12824, theorem 3.1).
@@ -65,8 +65,8 @@ class EnergyModel(nn.Module):
             self.network = _EnergyNetwork(dim, condition_dim, net_arch, frequencies).to(device)
         self.average = deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
-        self._weights: list[th.Tensor] = list(self.network.parameters())
-        self._average_weights: list[th.Tensor] = list(self.average.parameters())
+        self._weights = list(self.network.parameters())
+        self._average_weights = list(self.average.parameters())
 
     def fit(self, candidates: th.Tensor, energies: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
         """
@@ -87,11 +87,7 @@ class EnergyModel(nn.Module):
         repeated = None if condition is None else condition.repeat_interleave(n_candidates, dim=0)
         predicted = self.network(x_t, log_snr.repeat_interleave(n_candidates), repeated).reshape(batch, n_candidates)
         loss = contrastive_energy_loss(energies, predicted)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        with th.no_grad():
-            th._foreach_lerp_(self._average_weights, self._weights, 1.0 - self.ema_rate)
+        self.descend(loss)
         return loss.detach()
 
     def gradient(self, x_t: th.Tensor, log_snr: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
@@ -107,27 +103,6 @@ class EnergyModel(nn.Module):
             x_t = x_t.detach().requires_grad_()
             energy = self.average(x_t, log_snr, condition).sum()
             return th.autograd.grad(energy, x_t)[0]
-
-    def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> Any:
-        """Move to another device, the generator too: it begins anew there."""
-        super()._apply(fn, recurse)
-        device = self._weights[0].device
-        if device != self.generator.device:
-            seed = self.generator.initial_seed()
-            self.generator = th.Generator(device=device)
-            self.generator.manual_seed(seed)
-        return self
-
-    def training_state(self) -> dict[str, Any]:
-        """What :meth:`state_dict` leaves out: the states of optimizer and generator."""
-        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """:param state: from :meth:`training_state`"""
-        self.optimizer.load_state_dict(state["optimizer"])
-        saved = state["generator"].cpu()
-        if len(saved) == len(self.generator.get_state()):  # not if it was saved on another kind of device
-            self.generator.set_state(saved)
 
 
 class _EnergyNetwork(nn.Module):

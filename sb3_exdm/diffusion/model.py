@@ -3,18 +3,17 @@
 import secrets
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch as th
-from torch import nn
 
 from sb3_exdm.diffusion.loss import denoising_error
 from sb3_exdm.diffusion.networks import NoisePredictor
 from sb3_exdm.diffusion.schedule import VPSchedule
 from sb3_exdm.diffusion.solver import integrate, solver_steps
+from sb3_exdm.diffusion.trainable import Trainable
 
 
-class DiffusionModel(nn.Module):
+class DiffusionModel(Trainable):
     r"""
     Fits :math:`p(x)` or :math:`p(x \mid c)` by denoising and samples from it.
 
@@ -68,8 +67,8 @@ class DiffusionModel(nn.Module):
             ).to(device)
         self.average = deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
-        self._weights: list[th.Tensor] = list(self.network.parameters())
-        self._average_weights: list[th.Tensor] = list(self.average.parameters())
+        self._weights = list(self.network.parameters())
+        self._average_weights = list(self.average.parameters())
         self.noise_ratios = noise_ratios or self.schedule.noise_ratio_range
 
     @property
@@ -135,17 +134,6 @@ class DiffusionModel(nn.Module):
         error = denoising_error(self.network(x_t, alpha, sigma, log_snr, condition), noise)
         return error.mean() if weight is None else (weight * error).mean()
 
-    def descend(self, loss: th.Tensor) -> None:
-        """
-        One step of Adam, after which the average of the weights follows.
-
-        :param loss: a scalar that depends on the weights
-        """
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self._update_average()
-
     def fit(
         self,
         x: th.Tensor,
@@ -162,31 +150,6 @@ class DiffusionModel(nn.Module):
         loss = self.loss(x, condition, weight=weight, target=target)
         self.descend(loss)
         return loss.detach()
-
-    @th.no_grad()
-    def _update_average(self) -> None:
-        th._foreach_lerp_(self._average_weights, self._weights, 1.0 - self.ema_rate)
-
-    def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> Any:
-        """Move to another device, the generator too: it begins anew there."""
-        super()._apply(fn, recurse)
-        device = self._weights[0].device
-        if device != self.generator.device:
-            seed = self.generator.initial_seed()
-            self.generator = th.Generator(device=device)
-            self.generator.manual_seed(seed)
-        return self
-
-    def training_state(self) -> dict[str, Any]:
-        """What :meth:`state_dict` leaves out: the states of optimizer and generator."""
-        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """:param state: from :meth:`training_state`"""
-        self.optimizer.load_state_dict(state["optimizer"])
-        saved = state["generator"].cpu()
-        if len(saved) == len(self.generator.get_state()):  # not if it was saved on another kind of device
-            self.generator.set_state(saved)
 
     def predict_noise(self, x_t: th.Tensor, log_snr: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
         """
