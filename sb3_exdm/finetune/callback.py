@@ -117,7 +117,6 @@ class DiffusionFinetuneCallback(BaseCallback):
         shape = (self.training_env.num_envs, behavior.dim)
         start_noise = th.randn(shape, generator=behavior.generator, device=self.policy.device)
         self._rollout = Rollout([], self.exploration_noise, self.correlation, start_noise)
-        self._gradient_steps, self._learning_starts = model.gradient_steps, model.learning_starts
         model.gradient_steps = 0
         model.learning_starts = 0
         if self.buffer.n_offline and self.n_updates == 0 and self.buffer.has_signal:
@@ -147,8 +146,7 @@ class DiffusionFinetuneCallback(BaseCallback):
         collected = self.num_timesteps - self._n_before
         self.n_collected += collected
         self._cache_candidates()
-        # As long as all rewards are the same there is nothing to learn, and a policy that learns it anyway forgets where it
-        # was.
+        # As long as all rewards are the same there is nothing to learn; learning it would forget what was explored.
         if self.n_collected > self._learning_starts and self.buffer.has_signal:
             self._update(collected if self._gradient_steps < 0 else self._gradient_steps)
 

@@ -159,7 +159,6 @@ class SoftValue:
         if ent_coef <= 0.0:
             raise ValueError(f"ent_coef must be positive, got {ent_coef}.")
         self.policy = policy
-        self.generator = policy.actor.model.generator
         self.target_entropy = -float(policy.actor.model.dim) if target_entropy is None else float(target_entropy)
         self.log_ent_coef = th.full((), ent_coef, device=policy.device).log().requires_grad_()
         self.optimizer = th.optim.Adam([*policy.gaussian.parameters(), self.log_ent_coef], lr=learning_rate, fused=True)

@@ -32,7 +32,11 @@ def distil(
     :param seed: seed of everything
     """
     actor = DiffusionActor(
-        policy.observation_space, policy.action_space, **policy.actor.config, seed=seed, device=policy.device
+        policy.observation_space,
+        policy.action_space,
+        **{**policy.actor.config, "learning_rate": 1e-3},
+        seed=seed,
+        device=policy.device,
     )
     actor.features.load_state_dict(policy.actor.features.state_dict())
     observations, actions = [], []
@@ -41,7 +45,6 @@ def distil(
         states = buffer.sample(CHUNK).observations
         observations.append(states.cpu().numpy())
         actions.append(policy.act(policy.features(states), deterministic=True).cpu().numpy())
-    actor.config["learning_rate"] = 1e-3
     actor.fit(
         np.concatenate(observations),
         unscale_actions(np.concatenate(actions), actor.action_space),

@@ -90,26 +90,31 @@ class DiffusionActor(nn.Module):
     forward = action_log_prob  # what TD3 would call
 
     @th.no_grad()
-    def candidates(self, features: th.Tensor, n_actions: int, noise: th.Tensor | None = None) -> th.Tensor:
+    def candidates(
+        self,
+        features: th.Tensor,
+        n_actions: int,
+        noise: th.Tensor | None = None,
+        model: DiffusionModel | None = None,
+    ) -> th.Tensor:
         """
         Draw several actions for each state.
 
         :param features: of the observations, ``(batch, features_dim)``
         :param n_actions: actions per state
-        :param noise: start noise, ``(n_actions, action_dim)`` for all states alike; drawn by default
+        :param noise: start noise, ``(batch * n_actions, action_dim)``; drawn by default
+        :param model: another diffusion model on the same features, by default the actor's own
         :return: actions in [-1, 1], ``(batch, n_actions, action_dim)``
         """
-        batch = len(features)
         repeated = features.repeat_interleave(n_actions, dim=0) if n_actions > 1 else features
-        start = None if noise is None else noise.repeat(batch, 1)
-        actions = self.model.sample(
-            batch * n_actions,
+        actions = (self.model if model is None else model).sample(
+            len(repeated),
             repeated,
             n_sampling_steps=self.config["n_sampling_steps"],
             grid=self.config["grid"],
-            noise=start,
+            noise=noise,
         )
-        return actions.clamp(-1.0, 1.0).reshape(batch, n_actions, -1)
+        return actions.clamp(-1.0, 1.0).reshape(len(features), n_actions, -1)
 
     def predict(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
         """
@@ -127,7 +132,7 @@ class DiffusionActor(nn.Module):
         if not np.isfinite(batch).all():
             raise ValueError("The observation holds NaN or infinite values.")
         features = self.features(th.as_tensor(batch, device=self.device))
-        noise = th.zeros(1, self.model.dim, device=self.device) if deterministic else None
+        noise = th.zeros(len(batch), self.model.dim, device=self.device) if deterministic else None
         actions = unscale_actions(self.candidates(features, 1, noise)[:, 0].cpu().numpy(), self.action_space)
         return actions[0] if single else actions
 

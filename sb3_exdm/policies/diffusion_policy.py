@@ -236,16 +236,7 @@ class DiffusionPolicy(BasePolicy):
         model = self.behavior if model is None else model
         if deterministic:
             noise = _fixed_noise(n_actions, model.dim).to(features.device).repeat(len(features), 1)
-        with th.no_grad():
-            repeated = features.repeat_interleave(n_actions, dim=0) if n_actions > 1 else features
-            actions = model.sample(
-                len(repeated),
-                repeated,
-                n_sampling_steps=self.n_sampling_steps,
-                grid=self.actor.config["grid"],
-                noise=noise,
-            )
-        return actions.clamp(-1.0, 1.0).reshape(len(features), n_actions, -1)
+        return self.actor.candidates(features, n_actions, noise, model)
 
     def _propose(self, features: th.Tensor, n_actions: int, deterministic: bool) -> th.Tensor:
         """The Gaussian's mode, then samples of it, ``(batch, n_actions, action_dim)``."""
