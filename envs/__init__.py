@@ -1,7 +1,9 @@
 """
-Environments. Importing this package registers ``Maze2d-SquareA-v0`` and the other mazes with Gymnasium.
+Environments. Importing this package registers ``Maze2d-SquareA-v0`` and the other mazes with Gymnasium, and
+``URLB/walker-walk-v0`` and the other tasks of URLB, whose physics need the extra ``dmc`` (see :mod:`sb3_exdm.envs.control`).
 
-``gym.make`` gives one maze, ``gym.make_vec`` many at once, moved by numpy without a loop over them.
+``gym.make`` gives one environment, ``gym.make_vec`` many at once: mazes moved by numpy without a loop over them, bodies
+stepped without what dm_control does around them.
 """
 
 import gymnasium as gym
@@ -15,19 +17,28 @@ from .maze2d import (
     MazeLayout,
     PointMassDynamics,
 )
+from .sb3_vec_env import SB3VecEnv
+from .urlb import TASKS, VECTORISED_DOMAINS, ControlTask, expert_return
 
 MAZE_ENV_IDS: tuple[str, ...] = tuple(f"Maze2d-{name}-v0" for name in MAZE_NAMES)
 """Ids of the mazes, in the order of ``MAZE_NAMES``."""
+CONTROL_ENV_IDS: tuple[str, ...] = tuple(TASKS)
+"""Ids of the tasks of URLB."""
 
 __all__ = [
+    "CONTROL_ENV_IDS",
     "MAZE_ENV_IDS",
     "MAZE_NAMES",
+    "ControlTask",
     "GoalTask",
     "Maze2dEnv",
     "Maze2dSB3VecEnv",
     "Maze2dVectorEnv",
     "MazeLayout",
     "PointMassDynamics",
+    "SB3VecEnv",
+    "expert_return",
+    "register_control",
     "register_mazes",
 ]
 
@@ -45,4 +56,19 @@ def register_mazes() -> None:
             )
 
 
+def register_control() -> None:
+    """Register the tasks of URLB with Gymnasium, those that are not registered yet. Imports nothing that they need."""
+    for env_id, task in TASKS.items():
+        if env_id not in gym.registry:
+            is_vectorised = task.domain in VECTORISED_DOMAINS
+            gym.register(
+                id=env_id,
+                entry_point=f"{__name__}.control:ControlEnv",
+                vector_entry_point=f"{__name__}.control:ControlVectorEnv" if is_vectorised else None,
+                max_episode_steps=task.max_episode_steps,
+                kwargs={"domain": task.domain, "task": task.name},
+            )
+
+
 register_mazes()
+register_control()

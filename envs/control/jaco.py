@@ -1,0 +1,41 @@
+"""The Jaco arm: URLB's reaching for a brick in one of four corners, on dm_control's manipulation tasks."""
+
+from __future__ import annotations
+
+from dm_control import composer
+from dm_control.composer.environment import Environment
+from dm_control.entities.props import Duplo
+from dm_control.manipulation import reach
+from dm_control.manipulation.shared import arenas, constants, observations, robots, workspaces
+
+TARGETS = {
+    "reach_top_left": (-0.09, 0.09),
+    "reach_top_right": (0.09, 0.09),
+    "reach_bottom_left": (-0.09, -0.09),
+    "reach_bottom_right": (0.09, -0.09),
+}
+"""Where the brick lies, m."""
+BRICK_HEIGHT = 0.001
+"""So that it does not touch the table before it settles, m."""
+TIME_LIMIT = 10.0
+
+
+def make(task: str) -> Environment:
+    """:param task: a key of :data:`TARGETS`"""
+    settings = observations.PERFECT_FEATURES
+    target = (*TARGETS[task], BRICK_HEIGHT)
+    reach_target = reach.Reach(
+        arena=arenas.Standard(),
+        arm=robots.make_arm(obs_settings=settings),
+        hand=robots.make_hand(obs_settings=settings),
+        prop=Duplo(observable_options=observations.make_options(settings, observations.FREEPROP_OBSERVABLES)),
+        obs_settings=settings,
+        workspace=_workspace(target),
+        control_timestep=constants.CONTROL_TIMESTEP,
+    )
+    return composer.Environment(task=reach_target, time_limit=TIME_LIMIT)
+
+
+def _workspace(target: tuple[float, float, float]) -> object:
+    """Dm_control's own for a brick, whose place is one point."""
+    return reach._DUPLO_WORKSPACE._replace(target_bbox=workspaces.BoundingBox(lower=target, upper=target))

@@ -1,0 +1,67 @@
+"""Spaces of dm_control environments as algorithms like them: one vector of observations, actions in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from dm_env import specs
+from gymnasium import spaces
+
+
+class FlatObservations:
+    """
+    Lays the parts of an observation one after another, in the order in which dm_control names them.
+
+    :param spec: dm_control's specification of the parts
+    :raises ValueError: if a part is a picture, or is not made of numbers
+    """
+
+    def __init__(self, spec: Mapping[str, specs.Array]) -> None:
+        self._slices: dict[str, slice] = {}
+        self.dim = 0
+        for name, part in spec.items():
+            if not np.issubdtype(part.dtype, np.number) or part.dtype == np.uint8:
+                raise ValueError(f"Observations must be numbers, and no pictures, but {name!r} is {part}.")
+            size = int(np.prod(part.shape))
+            self._slices[name] = slice(self.dim, self.dim + size)
+            self.dim += size
+
+    @property
+    def space(self) -> spaces.Box:
+        """Float32 ``(dim,)``, without bounds."""
+        return spaces.Box(-np.inf, np.inf, (self.dim,), np.float32)
+
+    def __call__(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """:return: float32 ``(dim,)``"""
+        flat = np.empty(self.dim, dtype=np.float32)
+        for name, where in self._slices.items():
+            part = parts[name]
+            flat[where] = part if part.ndim < 2 else part.ravel()
+        return flat
+
+
+class ScaledActions:
+    """
+    Maps actions in [-1, 1] to those of dm_control.
+
+    :param low: of dm_control's actions, ``(n_actions,)``
+    :param high: the same
+    :raises ValueError: if the bounds are not finite
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ValueError(f"Actions need finite bounds, got {low} and {high}.")
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        self._centre, self._half_range = (low + high) / 2, (high - low) / 2
+        self._is_scaled = bool((self._centre != 0).any() or (self._half_range != 1).any())
+        self.space = spaces.Box(-1.0, 1.0, low.shape, np.float32)
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: in [-1, 1], ``(..., n_actions)``
+        :return: within dm_control's bounds, float64
+        """
+        actions = np.asarray(actions, dtype=np.float64)
+        return self._centre + self._half_range * actions if self._is_scaled else actions

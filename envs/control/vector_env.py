@@ -1,0 +1,207 @@
+"""Many bodies of dm_control's suite, stepped in one process without what dm_control does around each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from dm_control.rl.control import PhysicsError
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from . import hopper, quadruped, walker
+from .body import Body
+from .env import NO_OPENGL
+from .spaces import FlatObservations, ScaledActions
+
+BODIES: dict[str, Body] = {"walker": walker.BODY, "quadruped": quadruped.BODY, "hopper": hopper.BODY}
+"""The bodies that can be stepped together."""
+
+
+class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """
+    ``num_envs`` copies of a URLB task; ``gym.make_vec("URLB/walker-walk-v0", num_envs=8)`` makes this.
+
+    dm_control begins the episodes. In between, MuJoCo is stepped directly, observations are read off its arrays, and rewards
+    are computed for all copies at once. Sub-env ``i`` does what ``gym.make`` of the task does with the seed ``seed + i``, up
+    to the last bit.
+
+    :param num_envs: number of copies
+    :param max_episode_steps: episodes are truncated after this many steps
+    :param domain: the body, a key of :data:`BODIES`
+    :param task: what it is rewarded for
+    :param autoreset_mode: what happens to a sub-env whose episode ended, see Gymnasium
+    :param render_mode: ``"rgb_array"`` (one picture a sub-env) or None
+    :param width: of pictures
+    :param height: of pictures
+    :param camera_id: of pictures, a number or the name of a camera
+    :raises ValueError: if an argument is none of these
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so, and every env makes its own copy
+        "render_modes": ["rgb_array"],
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int = 1000,
+        *,
+        domain: str,
+        task: str,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        width: int = 320,
+        height: int = 240,
+        camera_id: int | str = 0,
+    ) -> None:
+        for name, value in {"num_envs": num_envs, "max_episode_steps": max_episode_steps}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}.")
+        if domain not in BODIES:
+            raise ValueError(f"{domain!r} cannot be stepped together; choose one of {', '.join(BODIES)}.")
+        body = BODIES[domain]
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.render_mode = render_mode
+        self._pictures = {"width": width, "height": height, "camera_id": camera_id}
+
+        self._envs = [body.make(task) for _ in range(num_envs)]
+        first = self._envs[0]
+        self.metadata = {
+            **self.metadata,
+            "autoreset_mode": self.autoreset_mode,
+            "render_fps": round(1 / first.control_timestep()),
+        }
+        self._n_substeps = round(first.control_timestep() / first.physics.timestep())
+        self._reward = body.rewards[task]
+        self._readers = [body.reader(env.physics) for env in self._envs]
+        self._pointers = [(env.physics.model.ptr, env.physics.data.ptr) for env in self._envs]
+        self._controls = [env.physics.data.ctrl for env in self._envs]
+        self._warnings = [env.physics.data.warning.number for env in self._envs]
+
+        self.single_observation_space = FlatObservations(first.observation_spec()).space
+        action_spec = first.action_spec()
+        self._scaled = ScaledActions(action_spec.minimum, action_spec.maximum)
+        self.single_action_space = self._scaled.space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self._observations = np.zeros((num_envs, *self.single_observation_space.shape), dtype=np.float32)
+        self._quantities = np.zeros((num_envs, body.n_quantities))
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._finished = np.zeros(num_envs, dtype=bool)  # episodes that ended and are not reset yet
+        self._has_begun = False
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """
+        Begin an episode in every sub-env, or in some of them.
+
+        :param seed: sub-env ``i`` is seeded with ``seed + i``, or with the ``i``-th of a list
+        :param options: ``"reset_mask"``: bool ``(num_envs,)``, resets only these
+        :return: observations, float32 ``(num_envs, dim)``, and an empty info
+        :raises ValueError: if the mask is not as described
+        """
+        mask = np.ones(self.num_envs, dtype=bool) if not options else np.asarray(options.get("reset_mask", True))
+        mask = np.broadcast_to(mask, self.num_envs) if mask.ndim == 0 else mask
+        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f'options["reset_mask"] must be bool, of shape ({self.num_envs},), and name at least one env.')
+        if not self._has_begun and not mask.all():
+            raise ResetNeeded("The first reset must be of all envs.")
+        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"Expected {self.num_envs} seeds, got {len(seeds)}.")
+        for env, own_seed in zip(self._envs, seeds, strict=True):
+            if own_seed is not None:
+                env.task._random = np.random.RandomState(own_seed)  # as shimmy does
+        self._begin(np.flatnonzero(mask))
+        self._has_begun = True
+        return self._observations.copy(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """
+        :param actions: in [-1, 1], ``(num_envs, n_actions)``
+        :return: observations ``(num_envs, dim)``, rewards, terminations (always False), truncations ``(num_envs,)``, and
+            infos, in the mode ``SAME_STEP`` with the ends of episodes in ``infos["final_obs"]``
+        :raises ValueError: if the actions have another shape or are not finite
+        :raises PhysicsError: if a simulation becomes unstable, as dm_control does
+        """
+        if not self._has_begun:
+            raise ResetNeeded("Call reset before step.")
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape or not np.isfinite(actions).all():
+            raise ValueError(f"Expected finite actions of shape {self.action_space.shape}, got {actions.shape}.")
+        restarted = np.flatnonzero(self._finished)
+        if restarted.size and self.autoreset_mode == AutoresetMode.DISABLED:
+            raise ResetNeeded(f"The episodes of the envs {restarted.tolist()} ended: reset them.")
+
+        self._advance(self._scaled(actions))
+        self._elapsed += 1
+        rewards = np.array(self._reward(*self._quantities.T), dtype=np.float64)
+        if restarted.size:  # this step only resets them
+            self._begin(restarted)
+            rewards[restarted] = 0.0
+        truncations = self._elapsed >= self.max_episode_steps
+        self._finished = truncations.copy()
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and truncations.any():
+            infos = self._reset_in_same_step(np.flatnonzero(truncations))
+        return self._observations.copy(), rewards, np.zeros(self.num_envs, dtype=bool), truncations, infos
+
+    def _advance(self, actions: np.ndarray) -> None:
+        """One control step of every physics."""
+        for i, (model, data) in enumerate(self._pointers):
+            self._controls[i][:] = actions[i]
+            # dm_control's order: what observations are read off belongs to the state after the step.
+            mujoco.mj_step2(model, data)
+            if self._n_substeps > 1:
+                mujoco.mj_step(model, data, self._n_substeps - 1)
+            mujoco.mj_step1(model, data)
+            self._readers[i](self._observations[i], self._quantities[i])
+        unstable = [index for index, counts in enumerate(self._warnings) if counts.any()]
+        if unstable:
+            raise PhysicsError(f"The simulation of sub-env {unstable[0]} became unstable.")
+
+    def _begin(self, indices: np.ndarray) -> None:
+        """Begin an episode in some sub-envs, with dm_control."""
+        for i in indices.tolist():
+            self._envs[i].reset()
+            self._readers[i](self._observations[i], self._quantities[i])
+        self._elapsed[indices] = 0
+        self._finished[indices] = False
+
+    def _reset_in_same_step(self, ended: np.ndarray) -> dict[str, Any]:
+        """Reset the finished sub-envs, and keep the end of their episodes in the infos."""
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        final_obs[ended] = np.fromiter(self._observations[ended], dtype=object, count=ended.size)
+        has_ended = self._finished
+        self._begin(ended)
+        self._finished = np.zeros(self.num_envs, dtype=bool)
+        return {"final_obs": final_obs, "_final_obs": has_ended, "final_info": {}, "_final_info": has_ended}
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """
+        :return: a picture a sub-env, uint8 ``(height, width, 3)``, or None without a ``render_mode``
+        :raises ImportError: if there is no OpenGL
+        """
+        if self.render_mode is None:
+            gym.logger.warn('no render_mode was given; ask for pictures with gym.make_vec(..., render_mode="rgb_array")')
+            return None
+        try:
+            return tuple(env.physics.render(**self._pictures) for env in self._envs)
+        except (RuntimeError, ImportError, AttributeError) as error:
+            raise ImportError(NO_OPENGL) from error
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Free what OpenGL holds."""
+        for env in self._envs:
+            env.close()

@@ -1,0 +1,42 @@
+"""The packages that dm_control tasks need, checked before any of them is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib import metadata
+
+NEEDED: dict[str, tuple[str, str]] = {"dm_control": ("1.0.50", "2"), "mujoco": ("3.17", "4"), "shimmy": ("2.0", "3")}
+"""The first version that works and the first that does not any more: mujoco 4 breaks dm_control, and so do older ones."""
+
+
+def check_versions() -> None:
+    """:raises ImportError: if a package is missing, or of a version that does not work with the others"""
+    for package, (first, too_new) in NEEDED.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise ImportError(
+                f'The dm_control tasks need {package}, which is not installed: pip install "sb3-exdm[dmc]".'
+            ) from None
+        if not _numbers(first) <= _numbers(version) < _numbers(too_new):
+            raise ImportError(
+                f"The dm_control tasks need {package} of version {first} or newer, but older than {too_new}; {version} is "
+                f'installed: pip install "{package}>={first},<{too_new}".'
+            )
+
+
+def choose_renderer() -> None:
+    """
+    Render through EGL where there is no screen and nothing was chosen; MuJoCo would try to open a window. Has to be called
+    before dm_control is imported.
+    """
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``"3.17.0rc1"`` as ``(3, 17, 0)``."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return () if found is None else tuple(int(part) for part in found.group().split("."))

@@ -1,0 +1,105 @@
+"""The planar walker: dm_control's stand, walk and run, and URLB's flip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from dm_control.mujoco import Physics
+from dm_control.rl.control import Environment
+from dm_control.suite import walker
+from dm_control.utils.rewards import tolerance
+
+from .body import Body, Reader
+
+STAND_HEIGHT = 1.2
+"""Height of the torso that counts as standing, m."""
+SPEEDS = {"walk": 1.0, "run": 8.0}
+"""Forward speeds that are worth a full reward, m/s."""
+FLIP_MOMENTUM = 5.0
+"""Angular momentum that is worth a full reward, kg m²/s."""
+CONTROL_TIMESTEP = 0.025
+TIME_LIMIT = 25.0
+
+
+def stand_reward(height: Any, upright: Any) -> Any:
+    """
+    :param height: Of the torso, m, a number or ``(n,)`` as all that follow
+    :param upright: Cosine of the angle between the torso and the vertical
+    :return: From 0 to 1
+    """
+    standing = tolerance(height, bounds=(STAND_HEIGHT, np.inf), margin=STAND_HEIGHT / 2)
+    return (3 * standing + (1 + upright) / 2) / 4
+
+
+def move_reward(height: Any, upright: Any, speed: Any, target: float) -> Any:
+    """
+    :param height: Of the torso, m
+    :param upright: Cosine of the angle between the torso and the vertical
+    :param speed: Forward, m/s
+    :param target: Speed that is worth a full reward
+    :return: From 0 to 1
+    """
+    moving = tolerance(speed, bounds=(target, np.inf), margin=target / 2, value_at_margin=0.5, sigmoid="linear")
+    return stand_reward(height, upright) * (5 * moving + 1) / 6
+
+
+def flip_reward(height: Any, upright: Any, angular_momentum: Any) -> Any:
+    """
+    :param height: Of the torso, m
+    :param upright: Cosine of the angle between the torso and the vertical
+    :param angular_momentum: Of the body about the axis that it can turn about, kg m²/s
+    :return: From 0 to 1
+    """
+    turning = np.clip(angular_momentum / FLIP_MOMENTUM, 0.0, 1.0)
+    return stand_reward(height, upright) * (5 * turning + 1) / 6
+
+
+class Flip(walker.PlanarWalker):
+    """Turn somersaults forward."""
+
+    def __init__(self) -> None:
+        super().__init__(move_speed=0)
+
+    def get_reward(self, physics: walker.Physics) -> float:
+        momentum = physics.named.data.subtree_angmom["torso"][1]
+        return float(flip_reward(physics.torso_height(), physics.torso_upright(), momentum))
+
+
+def make(task: str) -> Environment:
+    """:param task: ``"stand"``, ``"walk"``, ``"run"`` or ``"flip"``"""
+    if task != "flip":
+        return walker.SUITE[task]()
+    physics = walker.Physics.from_xml_string(*walker.get_model_and_assets())
+    return Environment(physics, Flip(), time_limit=TIME_LIMIT, control_timestep=CONTROL_TIMESTEP)
+
+
+def reader(physics: Physics) -> Reader:
+    """Quantities: height, upright, speed, angular momentum."""
+    model, data = physics.model, physics.data
+    torso = model.name2id("torso", "body")
+    speed = model.sensor_adr[model.name2id("torso_subtreelinvel", "sensor")]
+    orientations, xmat, xpos = data.xmat[1:, [0, 2]].size, data.xmat, data.xpos
+    velocities, sensors, momenta = data.qvel, data.sensordata, data.subtree_angmom
+
+    def read(observation: np.ndarray, quantities: np.ndarray) -> None:
+        observation[:orientations] = xmat[1:, 0:3:2].ravel()  # xx and xz
+        observation[orientations] = xpos[torso, 2]
+        observation[orientations + 1 :] = velocities
+        quantities[:] = xpos[torso, 2], xmat[torso, 8], sensors[speed], momenta[torso, 1]
+
+    return read
+
+
+BODY = Body(
+    make,
+    reader,
+    n_quantities=4,
+    rewards={
+        "stand": lambda height, upright, speed, momentum: stand_reward(height, upright),
+        "walk": lambda height, upright, speed, momentum: move_reward(height, upright, speed, SPEEDS["walk"]),
+        "run": lambda height, upright, speed, momentum: move_reward(height, upright, speed, SPEEDS["run"]),
+        "flip": lambda height, upright, speed, momentum: flip_reward(height, upright, momentum),
+    },
+)
+"""The walker."""
