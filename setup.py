@@ -17,7 +17,9 @@ core = [
     "tqdm>=4.60",
     "tyro>=0.9,<2.0",
 ]
-plots = ["matplotlib>=3.7", "rliable>=1.2"]
+# rliable 1.2 needs arch 7, which pandas 3 breaks.
+plots = ["matplotlib>=3.7", "pandas<3", "rliable>=1.2"]
+video = ["imageio[ffmpeg]>=2.30"]
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
 tests = [
@@ -46,6 +48,13 @@ setup(
     package_dir={"sb3_exdm": "sb3_exdm", "sb3_exdm.envs": "envs"},
     package_data={"sb3_exdm": ["py.typed", "version.txt"], "sb3_exdm.envs": ["*.json", "**/*.json"]},
     install_requires=core,
-    extras_require={"plots": plots, "dmc": dmc, "tests": tests, "all": plots + dmc},
+    extras_require={
+        "plots": plots,
+        "dmc": dmc,
+        "robotics": ["gymnasium-robotics>=1.4"],
+        "video": video,
+        "tests": tests,
+        "all": plots + dmc + video,
+    },
     entry_points={"console_scripts": ["exdm=sb3_exdm.cli:main"]},
 )

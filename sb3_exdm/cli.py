@@ -10,13 +10,14 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
-from sb3_exdm.commands import Benchmark, Clone, Evaluate, Finetune, Plot, Pretrain
+from sb3_exdm.commands import Benchmark, Clone, Evaluate, Finetune, Plot, Pretrain, Report
 
 Command = (
     Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Finetune, subcommand("finetune")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Plot, subcommand("plot")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Clone, subcommand("clone")]
     | Annotated[Benchmark, subcommand("benchmark")]
 )

@@ -12,7 +12,7 @@ from sb3_exdm.commands.benchmark import (
     BenchmarkFinetune,
     BenchmarkThroughput,
 )
-from sb3_exdm.commands.look import Evaluate, Plot, describe
+from sb3_exdm.commands.look import Evaluate, Plot, Report, describe
 from sb3_exdm.commands.train import Clone, Finetune, Pretrain
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "Finetune",
     "Plot",
     "Pretrain",
+    "Report",
     "describe",
 ]

@@ -1,4 +1,4 @@
-"""``exdm evaluate``, ``exdm plot``, and what is printed about a run."""
+"""``exdm evaluate``, ``exdm plot``, ``exdm report``, and what is printed about a run."""
 
 from __future__ import annotations
 
@@ -90,6 +90,35 @@ class Plot:
 
         metric = self.metric or default_metric([read_run(run) for run in self.runs])
         print(plot_runs(self.runs, self.out or Path(f"{metric}.png"), metric=metric))
+
+
+@dataclass
+class Report:
+    """
+    Aggregate runs of fine-tuning over tasks and seeds: IQM, median, mean and optimality gap with their intervals.
+
+    The intervals are those of rliable, a stratified bootstrap over seeds. Writes report.md, report.png, runs.csv and
+    aggregates.csv, and prints the first. A folder that is no run stands for all complete runs of fine-tuning in it.
+
+    Example: exdm report runs/finetune-benchmark --out runs/report
+    """
+
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]] = ()
+    """Run folders that exdm finetune wrote, or folders of such."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/report")
+    """Folder to write."""
+    score: Annotated[str, arg(metavar="{auto,normalized_score,success_rate,mean_reward}")] = "auto"
+    """What counts of a run: by default normalized_score if all runs have it, or else success_rate. Returns (mean_reward) of
+    different tasks are not comparable, so they are for one environment only."""
+    reps: Annotated[int, arg(metavar="N")] = 2000
+    """Resamples of the bootstrap."""
+
+    def run(self) -> None:
+        """Aggregate."""
+        check_positive(reps=self.reps)
+        from sb3_exdm.benchmark.aggregate import report
+
+        print(report(self.runs, self.out, self.score, self.reps))
 
 
 def describe(run: PretrainedRun | FinetunedRun) -> str:

@@ -4,6 +4,7 @@ The pictures of a run, and of several runs beside each other.
 Figures are drawn off screen, with colours that colour-blind readers tell apart, and written whole or not at all.
 """
 
+from sb3_exdm.plots.aggregates import plot_aggregates
 from sb3_exdm.plots.curves import plot_coverage, plot_learning_curve, plot_runs
 from sb3_exdm.plots.maps import plot_reward, plot_visits
 from sb3_exdm.plots.records import RunRecord, default_metric, read_run
@@ -11,6 +12,7 @@ from sb3_exdm.plots.records import RunRecord, default_metric, read_run
 __all__ = [
     "RunRecord",
     "default_metric",
+    "plot_aggregates",
     "plot_coverage",
     "plot_learning_curve",
     "plot_reward",
