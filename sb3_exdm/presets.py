@@ -7,15 +7,17 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_exdm.envs import MAZE_ENV_IDS, Maze2dSB3VecEnv
+from sb3_exdm.envs import MAZE_ENV_IDS, Maze2dSB3VecEnv, SB3VecEnv
+from sb3_exdm.envs.urlb import TASKS, VECTORISED_DOMAINS
 from sb3_exdm.policies.features import FourierExtractor, has_fourier_features, is_bounded_vector
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
@@ -128,23 +130,53 @@ def build_algorithm(algo: str, env: VecEnv | None, settings: dict[str, Any], **k
     return ALGORITHMS[algo](policy, env, **settings, **kwargs)
 
 
-def make_training_env(env_id: str, n_envs: int, seed: int, env_kwargs: dict[str, Any] | None = None) -> VecEnv:
+VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv] | None] = {"auto": None, "dummy": DummyVecEnv, "subproc": SubprocVecEnv}
+"""Ways to step several environments: the fastest in one process, one after another, or each in a process of its own."""
+
+
+def make_training_env(
+    env_id: str, n_envs: int, seed: int, env_kwargs: dict[str, Any] | None = None, vec_env: str = "auto"
+) -> VecEnv:
     """
-    A VecEnv for training: the mazes in their fast vectorised form, everything else through ``make_vec_env``.
+    A VecEnv for training: mazes and bodies in their fast vectorised form, everything else through ``make_vec_env``.
+    Environments of dm_control that shimmy registers get flat observations and actions in [-1, 1].
 
     :param env_id: id of a registered environment; ``"module:id"`` imports the module first
     :param n_envs: number of environments
     :param seed: seed of the environments
     :param env_kwargs: arguments of the environment
+    :param vec_env: a key of :data:`VEC_ENVS`
     :raises ValueError: if the id is unknown or the environment cannot be made
     """
-    if env_id in MAZE_ENV_IDS:
-        return Maze2dSB3VecEnv(env_id, n_envs, seed=seed, **(env_kwargs or {}))
+    if vec_env not in VEC_ENVS:
+        raise ValueError(f"Unknown vec_env {vec_env!r}; choose one of {', '.join(VEC_ENVS)}.")
+    env_kwargs = env_kwargs or {}
+    if vec_env == "auto" and env_id in MAZE_ENV_IDS:
+        return Maze2dSB3VecEnv(env_id, n_envs, seed=seed, **env_kwargs)
     try:
+        # Before Gymnasium lets shimmy register its environments, as it chooses how to render.
+        wrapper = _control_wrapper() if env_id.startswith("dm_control/") else None
         gym.spec(env_id)  # fails early and briefly
-        return make_vec_env(env_id, n_envs=n_envs, seed=seed, env_kwargs=env_kwargs)
-    except (gym.error.Error, ModuleNotFoundError, ImportError) as error:
+        if vec_env == "auto" and env_id in TASKS and TASKS[env_id].domain in VECTORISED_DOMAINS:
+            settings = {"autoreset_mode": AutoresetMode.SAME_STEP, **env_kwargs}
+            return SB3VecEnv(gym.make_vec(env_id, n_envs, vectorization_mode="vector_entry_point", **settings), seed)
+        return make_vec_env(
+            env_id,
+            n_envs=n_envs,
+            seed=seed,
+            env_kwargs=env_kwargs,
+            wrapper_class=wrapper,
+            vec_env_cls=VEC_ENVS[vec_env],
+        )
+    except (gym.error.Error, ImportError) as error:
         raise ValueError(f"Cannot make the environment {env_id!r}: {error}") from error
+
+
+def _control_wrapper() -> type[gym.Wrapper]:
+    """Imported only where it is used, as it needs the extra ``dmc``."""
+    from sb3_exdm.envs.control import ControlWrapper
+
+    return ControlWrapper
 
 
 def needs_normalization(observation_space: spaces.Space) -> bool:

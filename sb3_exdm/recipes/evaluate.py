@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -11,6 +12,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.artifacts import ArtifactError
+from sb3_exdm.envs import expert_return
 from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.policies.diffusion_actor import DiffusionActor
 from sb3_exdm.presets import check_device, make_training_env
@@ -18,6 +20,9 @@ from sb3_exdm.run_folder import CONFIG, RunFolder
 
 MAX_ENVS = 50
 """Most environments that are stepped together."""
+
+LONG_EPISODE = 200
+"""Environments whose episodes can have more steps than this are evaluated on few of them."""
 
 EVALUATION_SEED = 1_000_000
 """Added to a seed, so that evaluations begin elsewhere than training."""
@@ -32,11 +37,13 @@ class Evaluation:
     :param lengths: steps of each episode, ``(n_episodes,)``
     :param successes: whether ``info["is_success"]`` was ever true in it, ``(n_episodes,)``; None if the environment does not
         say
+    :param expert: what an expert reaches, None where that is not known
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     successes: np.ndarray | None
+    expert: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """Means, as plain data."""
@@ -46,13 +53,15 @@ class Evaluation:
             "std_reward": float(self.returns.std()),
             "mean_length": float(self.lengths.mean()),
             "success_rate": None if self.successes is None else float(self.successes.mean()),
+            "expert_return": self.expert,
+            "normalized_score": None if self.expert is None else float(self.returns.mean() / self.expert),
         }
 
 
 def evaluate(
     agent: str | Path | BaseAlgorithm | DiffusionActor,
     env_id: str | None = None,
-    n_episodes: int = 50,
+    n_episodes: int | None = None,
     *,
     seed: int = 0,
     deterministic: bool = True,
@@ -64,7 +73,7 @@ def evaluate(
 
     :param agent: run folder, file of a diffusion policy, or an agent in memory
     :param env_id: id of the environment, by default that of the run folder
-    :param n_episodes: number of episodes
+    :param n_episodes: number of episodes, by default 50, or 10 if they are long
     :param seed: seed of the environments
     :param deterministic: whether the agent acts deterministically
     :param env_kwargs: arguments of the environment, by default those of the run folder
@@ -72,7 +81,7 @@ def evaluate(
     :raises ValueError: for arguments out of range, or an environment that the agent was not trained for
     :raises ArtifactError: if the folder or file cannot be used
     """
-    check_integers(n_episodes=(n_episodes, 1), seed=(seed, 0))
+    check_integers(n_episodes=(1 if n_episodes is None else n_episodes, 1), seed=(seed, 0))
     config: dict[str, Any] = {}
     folder = None
     if isinstance(agent, (str, Path)):
@@ -87,6 +96,7 @@ def evaluate(
     env_id = env_id or config.get("env_id")
     if env_id is None:
         raise ValueError("Name the environment: only a run folder knows its own.")
+    n_episodes = n_episodes or default_n_episodes(env_id)
     env = make_evaluation_env(env_id, n_episodes, seed, config.get("env_kwargs") if env_kwargs is None else env_kwargs)
     try:
         if folder is not None:
@@ -100,7 +110,8 @@ def evaluate(
                 f"The agent was trained with {agent.observation_space} and {agent.action_space}, {env_id} has "
                 f"{env.observation_space} and {env.action_space}."
             )
-        return play(Predictor(agent) if isinstance(agent, DiffusionActor) else agent, env, n_episodes, deterministic)
+        player = Predictor(agent) if isinstance(agent, DiffusionActor) else agent
+        return play(player, env, n_episodes, deterministic, expert_return(env_id))
     finally:
         env.close()
 
@@ -115,6 +126,20 @@ def _normalized_like(agent: BaseAlgorithm, env: VecEnv) -> VecEnv:
     return normalized
 
 
+def default_n_episodes(env_id: str) -> int:
+    """
+    Episodes that tell enough about an agent without taking longer than its training.
+
+    :param env_id: id of the environment
+    :raises ValueError: if there is no such environment
+    """
+    try:
+        limit = gym.spec(env_id).max_episode_steps
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(f"Cannot make the environment {env_id!r}: {error}") from error
+    return 10 if limit is None or limit > LONG_EPISODE else 50
+
+
 def make_evaluation_env(env_id: str, n_episodes: int, seed: int, env_kwargs: dict[str, Any] | None) -> VecEnv:
     """
     :param env_id: id of the environment
@@ -125,12 +150,19 @@ def make_evaluation_env(env_id: str, n_episodes: int, seed: int, env_kwargs: dic
     return make_training_env(env_id, min(n_episodes, MAX_ENVS), EVALUATION_SEED + seed, env_kwargs)
 
 
-def play(agent: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic: bool = True) -> Evaluation:
+def play(
+    agent: PolicyPredictor,
+    env: VecEnv,
+    n_episodes: int,
+    deterministic: bool = True,
+    expert: float | None = None,
+) -> Evaluation:
     """
     :param agent: anything with Stable-Baselines3's ``predict``
     :param env: environments; running moments of a ``VecNormalize`` stay as they are
     :param n_episodes: number of episodes
     :param deterministic: whether the agent acts deterministically
+    :param expert: what an expert reaches, None where that is not known
     """
     if isinstance(env, VecNormalize):
         env.training, env.norm_reward = False, False
@@ -150,7 +182,7 @@ def play(agent: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic: bo
     returns, lengths = evaluate_policy(
         agent, env, n_episodes, deterministic, callback=on_step, return_episode_rewards=True, warn=False
     )
-    return Evaluation(np.array(returns), np.array(lengths), np.array(successes) if reported else None)
+    return Evaluation(np.array(returns), np.array(lengths), np.array(successes) if reported else None, expert)
 
 
 class Predictor:

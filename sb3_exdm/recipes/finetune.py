@@ -1,6 +1,5 @@
 """Adapting to a task with a reward."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ import torch as th
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 from tqdm.auto import tqdm
 
+from sb3_exdm.envs import expert_return
 from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.finetune.callback import DiffusionFinetuneCallback
 from sb3_exdm.finetune.distillation import distil
@@ -36,8 +35,9 @@ from sb3_exdm.presets import (
     make_training_env,
     needs_normalization,
 )
-from sb3_exdm.recipes.evaluate import EVALUATION_SEED, Evaluation, Predictor, make_evaluation_env, play
-from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder, RunInterrupted
+from sb3_exdm.recipes.evaluate import EVALUATION_SEED, Evaluation, Predictor, default_n_episodes, make_evaluation_env, play
+from sb3_exdm.recipes.training import check_plain, train
+from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder
 
 POLICIES = ("diffusion", "gaussian")
 
@@ -66,6 +66,7 @@ def finetune(
     operator: str = "select",
     seed: int = 0,
     n_envs: int = 8,
+    vec_env: str = "auto",
     reuse_data: bool = False,
     reward_fn: Callable[..., Any] | None = None,
     out: str | Path | None = None,
@@ -77,7 +78,7 @@ def finetune(
     export_steps: int = 4000,
     device: str = "auto",
     eval_freq: int = 2500,
-    n_eval_episodes: int = 50,
+    n_eval_episodes: int | None = None,
     progress_bar: bool = True,
 ) -> FinetunedRun:
     """
@@ -90,6 +91,7 @@ def finetune(
     :param operator: how the diffusion policy is improved, a name in :data:`~sb3_exdm.finetune.operators.OPERATORS`
     :param seed: seed of everything
     :param n_envs: number of environments that are stepped together
+    :param vec_env: how: ``"auto"`` (the fastest in one process), ``"dummy"`` or ``"subproc"`` (each in a process of its own)
     :param reuse_data: begin with the transitions of the pre-training, worth what the environment or ``reward_fn`` says
     :param reward_fn: maps observations, actions and next observations, each ``(n, ...)``, to rewards ``(n,)``, or to rewards
         and whether the episode terminates there
@@ -103,7 +105,7 @@ def finetune(
         (``policy.safetensors``), 0 for none
     :param device: PyTorch device
     :param eval_freq: steps between two evaluations; one is made before the first step and one at the end
-    :param n_eval_episodes: episodes of an evaluation
+    :param n_eval_episodes: episodes of an evaluation, by default 50, or 10 if they are long
     :param progress_bar: show a progress bar on a terminal
     :raises ValueError: for arguments out of range, an unknown name, or an environment that cannot be used
     :raises ArtifactError: if the pre-trained run cannot be used
@@ -117,7 +119,7 @@ def finetune(
         offline_updates=(offline_updates, 0),
         export_steps=(export_steps, 0),
         eval_freq=(eval_freq, 1),
-        n_eval_episodes=(n_eval_episodes, 1),
+        n_eval_episodes=(1 if n_eval_episodes is None else n_eval_episodes, 1),
     )
     if policy not in POLICIES:
         raise ValueError(f"Unknown policy {policy!r}; choose one of {', '.join(POLICIES)}.")
@@ -133,7 +135,8 @@ def finetune(
             raise ValueError("Name an environment, or a run folder of a pre-training, which knows its own.")
         env_id = source.config["env_id"]
     algo = "sac" if source is None or policy == "diffusion" else source.config["algo"]
-    env = make_training_env(env_id, n_envs, seed, env_kwargs)
+    n_eval_episodes = n_eval_episodes or default_n_episodes(env_id)
+    env = make_training_env(env_id, n_envs, seed, env_kwargs, vec_env)
     evaluation_env = make_evaluation_env(env_id, n_eval_episodes, seed, env_kwargs)
     try:
         check_algorithm(algo, env.action_space, env_id)
@@ -153,6 +156,7 @@ def finetune(
             "reuse_data": reuse_data,
             "seed": seed,
             "n_envs": n_envs,
+            "vec_env": vec_env,
             "env_kwargs": env_kwargs or {},
             "algo_kwargs": settings,
             "operator_kwargs": operator_kwargs or {},
@@ -160,10 +164,7 @@ def finetune(
             "export_steps": export_steps,
             "n_eval_episodes": n_eval_episodes,
         }
-        try:
-            json.dumps(config)
-        except TypeError as error:
-            raise ValueError(f"env_kwargs, algo_kwargs and operator_kwargs must be plain data: {error}.") from None
+        check_plain(config)
         try:
             model = _build(algo, policy, source, env, settings, seed, device, total_timesteps)
         except TypeError as error:
@@ -267,6 +268,7 @@ class _Progress(BaseCallback):
     :param evaluation_env: where to evaluate
     :param eval_freq: steps between two evaluations
     :param n_eval_episodes: episodes of an evaluation
+    :param expert: what an expert reaches, None where that is not known
     :param seed: of the run; all evaluations begin with the same episodes, which :func:`~sb3_exdm.evaluate` plays too
     :param log: file for the figures, or None
     :param progress_bar: show a progress bar on a terminal
@@ -278,6 +280,7 @@ class _Progress(BaseCallback):
         evaluation_env: VecEnv,
         eval_freq: int,
         n_eval_episodes: int,
+        expert: float | None,
         seed: int,
         log: ProgressLog | None,
         progress_bar: bool,
@@ -287,6 +290,7 @@ class _Progress(BaseCallback):
         self.evaluation_env = evaluation_env
         self.eval_freq = eval_freq
         self.n_eval_episodes = n_eval_episodes
+        self.expert = expert
         self.seed = seed
         self.log = log
         self.progress_bar = progress_bar
@@ -322,7 +326,7 @@ class _Progress(BaseCallback):
                 env = self.evaluation_env = VecNormalize(env, training=False, norm_reward=False)
             sync_envs_normalization(self.training_env, env)
         env.seed(EVALUATION_SEED + self.seed)
-        evaluation = play(self.model, env, self.n_eval_episodes)
+        evaluation = play(self.model, env, self.n_eval_episodes, expert=self.expert)
         self._evaluating += time.perf_counter() - start
         self.seconds = time.perf_counter() - self._began - self._evaluating  # of learning alone
         figures = evaluation.summary()
@@ -331,6 +335,9 @@ class _Progress(BaseCallback):
         if figures["success_rate"] is not None:
             report["success_rate"] = figures["success_rate"]
             self.logger.record("eval/success_rate", figures["success_rate"])
+        if figures["normalized_score"] is not None:
+            report["normalized_score"] = figures["normalized_score"]
+            self.logger.record("eval/normalized_score", figures["normalized_score"])
         shown = "success_rate" if figures["success_rate"] is not None else "mean_reward"
         self._bar.set_postfix({shown: f"{figures[shown]:.3g}"}, refresh=False)
         self.reports.append(report)
@@ -351,8 +358,9 @@ def _adapt(
     """Train, then write and draw what came out."""
     total_timesteps = config["total_timesteps"]
     log = None if folder is None else ProgressLog(folder.path / PROGRESS)
+    expert = expert_return(config["env_id"])
     progress = _Progress(
-        total_timesteps, evaluation_env, eval_freq, config["n_eval_episodes"], config["seed"], log, progress_bar
+        total_timesteps, evaluation_env, eval_freq, config["n_eval_episodes"], expert, config["seed"], log, progress_bar
     )
     callbacks: list[BaseCallback] = []
     if config["policy"] == "diffusion":
@@ -363,23 +371,20 @@ def _adapt(
         )
     elif isinstance(model, OffPolicyAlgorithm):
         callbacks.append(WarmUpCallback(config["offline_updates"], uniform=config["pretrained"] is None))
-    model.set_logger(
-        configure(None if folder is None else str(folder.path / "tensorboard"), [] if folder is None else ["tensorboard"])
+    train(
+        model,
+        total_timesteps,
+        [*callbacks, progress],
+        folder=folder,
+        log=log,
+        log_interval=1 if config["algo"] == "ppo" else 40,
     )
-    try:
-        model.learn(total_timesteps, callback=[*callbacks, progress], log_interval=1 if config["algo"] == "ppo" else 40)
-    except KeyboardInterrupt:
-        kept = "nothing was kept, as no output folder was given"
-        if folder is not None:
-            folder.save_models(model, None, f"checkpoints/{model.num_timesteps}")
-            kept = f"the agent is kept in {folder.path / 'checkpoints' / str(model.num_timesteps)}"
-        raise RunInterrupted(f"Interrupted after {model.num_timesteps} of {total_timesteps} steps; {kept}.") from None
-    finally:
-        if log is not None:
-            log.close()
     keys = ("command", "env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed", "n_envs")
+    explored = {} if config["pretrained"] is None else RunFolder(config["pretrained"]).config
     summary = {
         **{key: config[key] for key in keys},
+        "pretrained_reward": explored.get("reward"),
+        "pretrained_timesteps": explored.get("total_timesteps"),
         "timesteps": model.num_timesteps,
         "seconds": round(progress.seconds, 2),
         "steps_per_second": round(model.num_timesteps / max(progress.seconds, 1e-9), 1),
@@ -394,8 +399,8 @@ def _adapt(
         else:
             exported = distil(model.policy, model.replay_buffer, config["export_steps"], seed=config["seed"])
         evaluation_env.seed(EVALUATION_SEED + config["seed"])
-        figures = play(Predictor(exported), evaluation_env, config["n_eval_episodes"]).summary()
-        summary.update({f"exported_{key}": figures[key] for key in ("mean_reward", "success_rate")})
+        figures = play(Predictor(exported), evaluation_env, config["n_eval_episodes"], expert=expert).summary()
+        summary.update({f"exported_{key}": figures[key] for key in ("mean_reward", "success_rate", "normalized_score")})
     if folder is not None:
         if exported is not None:
             exported.save(folder.path / POLICY)

@@ -1,6 +1,5 @@
 """Exploring without a reward, and keeping what was explored."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_exdm.envs.urlb import TASKS
 from sb3_exdm.exploration.callback import ExplorationCallback, TransitionRecorder
 from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.exploration.encoding import SpaceEncoder
@@ -32,7 +31,8 @@ from sb3_exdm.presets import (
     needs_normalization,
 )
 from sb3_exdm.recipes.clone import can_clone, clone_agent
-from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder, RunInterrupted
+from sb3_exdm.recipes.training import check_plain, train
+from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder
 
 
 @dataclass
@@ -62,6 +62,7 @@ def pretrain(
     reward: str = "score",
     seed: int = 0,
     n_envs: int = 8,
+    vec_env: str = "auto",
     out: str | Path | None = None,
     coverage_dims: Sequence[int] | None = None,
     overwrite: bool = False,
@@ -85,9 +86,10 @@ def pretrain(
     :param reward: name of an intrinsic reward, see :data:`~sb3_exdm.exploration.registry.REWARDS`
     :param seed: seed of everything
     :param n_envs: number of environments that are stepped together
+    :param vec_env: how: ``"auto"`` (the fastest in one process), ``"dummy"`` or ``"subproc"`` (each in a process of its own)
     :param out: run folder to write; None writes nothing
     :param coverage_dims: dimensions of the observation whose coverage is counted in bins, where the environment has no
-        layout; by default the first two of an observation that is a vector
+        layout; by default those that tell what a body of URLB does, or the first two of an observation that is a vector
     :param overwrite: replace the run that ``out`` holds
     :param env_kwargs: arguments of the environment
     :param algo_kwargs: changes to :func:`~sb3_exdm.presets.default_settings`, plain data
@@ -101,11 +103,11 @@ def pretrain(
     :raises RunInterrupted: if stopped from the keyboard; what was learned is kept in ``out``
     """
     _check_arguments(total_timesteps, n_envs, reward, seed, checkpoint_freq, policy_steps, device)
-    env = make_training_env(env_id, n_envs, seed, env_kwargs)
+    env = make_training_env(env_id, n_envs, seed, env_kwargs, vec_env)
     try:
         check_algorithm(algo, env.action_space, env_id)
         SpaceEncoder(env.observation_space)  # refuses unsupported spaces
-        coverage, dims = _make_coverage(env, coverage_dims)
+        coverage, dims = _make_coverage(env_id, env, coverage_dims)
         settings = {**default_settings(algo, env.observation_space, env.action_space), **(algo_kwargs or {})}
         config = {
             "command": "pretrain",
@@ -115,16 +117,14 @@ def pretrain(
             "reward": reward,
             "seed": seed,
             "n_envs": n_envs,
+            "vec_env": vec_env,
             "coverage_dims": dims,
             "env_kwargs": env_kwargs or {},
             "algo_kwargs": settings,
             "reward_kwargs": reward_kwargs or {},
             "policy_steps": policy_steps,
         }
-        try:
-            json.dumps(config)
-        except TypeError as error:
-            raise ValueError(f"env_kwargs, algo_kwargs and reward_kwargs must be plain data: {error}.") from None
+        check_plain(config)
         try:
             model, reward_model = _build(algo, env, reward, seed, total_timesteps, settings, reward_kwargs or {}, device)
         except TypeError as error:
@@ -154,7 +154,7 @@ def _check_arguments(
 
 
 def _make_coverage(
-    env: VecEnv, coverage_dims: Sequence[int] | None
+    env_id: str, env: VecEnv, coverage_dims: Sequence[int] | None
 ) -> tuple[StateCoverage | BinCoverage | None, list[int] | None]:
     """The coverage that suits an environment, and the dimensions it looks at (None for a layout)."""
     layout = getattr(env, "layout", None)
@@ -164,7 +164,9 @@ def _make_coverage(
         return StateCoverage(layout), None
     space = env.observation_space
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        dims = list(range(min(space.shape[0], 2))) if coverage_dims is None else [int(dim) for dim in coverage_dims]
+        if coverage_dims is None:
+            coverage_dims = TASKS[env_id].coverage_dims if env_id in TASKS else range(min(space.shape[0], 2))
+        dims = [int(dim) for dim in coverage_dims]
         if not dims or not all(0 <= dim < space.shape[0] for dim in dims):
             raise ValueError(f"coverage_dims must name dimensions from 0 to {space.shape[0] - 1}, got {dims}.")
         return BinCoverage(dims), dims
@@ -239,21 +241,16 @@ def _explore(
         on_checkpoint=on_checkpoint,
         progress_bar=progress_bar,
     )
-    model.set_logger(
-        configure(None if folder is None else str(folder.path / "tensorboard"), [] if folder is None else ["tensorboard"])
+    train(
+        model,
+        total_timesteps,
+        callback,
+        folder=folder,
+        log=log,
+        log_interval=1 if config["algo"] == "ppo" else 5 * config["n_envs"],
+        reward_model=reward_model,
+        on_interrupt=callback.finish,
     )
-    try:
-        model.learn(total_timesteps, callback=callback, log_interval=1 if config["algo"] == "ppo" else 5 * config["n_envs"])
-    except KeyboardInterrupt:
-        callback.finish()
-        kept = "nothing was kept, as no output folder was given"
-        if folder is not None:
-            folder.save_models(model, reward_model, f"checkpoints/{model.num_timesteps}")
-            kept = f"the agent is kept in {folder.path / 'checkpoints' / str(model.num_timesteps)}"
-        raise RunInterrupted(f"Interrupted after {model.num_timesteps} of {total_timesteps} steps; {kept}.") from None
-    finally:
-        if log is not None:
-            log.close()
     summary = _summarise(config, model, callback, coverage)
     policy, gaussian = None, None
     if config["policy_steps"] and recorder is not None and can_clone(observation_space, action_space):
