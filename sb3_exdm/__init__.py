@@ -21,7 +21,7 @@ from sb3_exdm.exploration import (
 from sb3_exdm.finetune import OPERATORS, DiffusionFinetuneCallback, FinetuneReplayBuffer
 from sb3_exdm.metrics import BinCoverage, StateCoverage, state_coverage
 from sb3_exdm.policies import DiffusionActor, DiffusionPolicy, DiffusionTD3Policy
-from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain
+from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain, record_video
 from sb3_exdm.run_folder import RunFolder, RunInterrupted
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
@@ -52,5 +52,6 @@ __all__ = [
     "finetune",
     "load_reward",
     "pretrain",
+    "record_video",
     "state_coverage",
 ]

@@ -36,6 +36,7 @@ PROGRESS = "progress.csv"
 MODEL = "model.safetensors"
 REWARD = "reward.safetensors"
 TRANSITIONS = "transitions.npz"
+VIDEO = "video.mp4"
 PICTURES = ("coverage.png", "visits.png", "reward.png", "learning_curve.png")
 
 
@@ -66,7 +67,7 @@ class RunFolder:
         if (self.path / CONFIG).exists():
             if not overwrite:
                 raise FileExistsError(f"{self.path} already holds a run; choose another folder or allow overwriting it.")
-            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, *PICTURES):
+            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, *PICTURES):
                 (self.path / name).unlink(missing_ok=True)
             for old in (*self.path.glob("tensorboard/events.*"), *self.path.glob("checkpoints/*/*.safetensors")):
                 old.unlink()

@@ -27,7 +27,7 @@ class Evaluate:
     """Run folder, or the file of a diffusion policy."""
     env: Annotated[str | None, arg(metavar="ID", help_behavior_hint="(default: that of the run)")] = None
     """Id of a Gymnasium environment."""
-    episodes: Annotated[int, arg(metavar="N")] = 50
+    episodes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50, or 10 if they are long)")] = None
     """Episodes to play."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the environments."""
@@ -39,17 +39,22 @@ class Evaluate:
     """PyTorch device."""
     threads: Annotated[int, arg(metavar="N")] = 1
     """Threads of PyTorch."""
+    video: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Film one more episode: .mp4 or .gif."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> None:
         """Play and report."""
-        check_positive(episodes=self.episodes, threads=self.threads)
+        check_positive(episodes=1 if self.episodes is None else self.episodes, threads=self.threads)
         env_kwargs = None if self.env_kwargs is None else json_object(self.env_kwargs, "env_kwargs")
         import torch as th
 
-        from sb3_exdm.recipes import evaluate
+        from sb3_exdm.recipes import evaluate, record_video
+        from sb3_exdm.recipes.video import check_video
 
+        if self.video is not None:
+            check_video(self.video)
         th.set_num_threads(self.threads)
         evaluation = evaluate(
             self.agent,
@@ -62,6 +67,16 @@ class Evaluate:
         )
         figures = evaluation.summary()
         print(json.dumps(figures, indent=2) if self.json else "\n".join(_results(figures)))
+        if self.video is not None:
+            record_video(
+                self.agent,
+                self.video,
+                self.env,
+                seed=self.seed,
+                deterministic=not self.stochastic,
+                env_kwargs=env_kwargs,
+                device=self.device,
+            )
 
 
 @dataclass
@@ -144,6 +159,8 @@ def _results(summary: dict[str, Any]) -> list[str]:
         lines = [f"mean reward: {mean:.4g} ± {std:.2g} ({summary['n_episodes']} episodes of {length:.0f} steps on average)"]
         if summary["success_rate"] is not None:
             lines.insert(0, f"success rate: {summary['success_rate']:.1%}")
+        if summary["normalized_score"] is not None:
+            lines.append(f"normalised score: {summary['normalized_score']:.3f} of an expert's {summary['expert_return']:.0f}")
         return lines
     coverage, of_ceiling = summary["coverage"], summary["coverage_of_ceiling"]
     if of_ceiling is not None:

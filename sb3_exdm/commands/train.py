@@ -36,6 +36,8 @@ class Pretrain:
     """Intrinsic reward: ExDM's denoising error (score), EDP's of the action (edp), or one to compare with."""
     n_envs: Annotated[int, arg(metavar="N")] = 8
     """Environments that are stepped together."""
+    vec_env: Annotated[str, arg(metavar="{auto,dummy,subproc}")] = "auto"
+    """How: the fastest way in one process, one after another, or each in a process of its own."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/<env>-<algo>-<reward>-<seed>)")] = (
         None
     )
@@ -43,7 +45,8 @@ class Pretrain:
     overwrite: bool = False
     """Replace the run that is in the folder."""
     coverage_dims: Annotated[tuple[int, ...] | None, arg(metavar="D [D ...]", help_behavior_hint="(default: 0 1)")] = None
-    """Dimensions of the observation whose visited bins are counted, where the environment is no maze."""
+    """Dimensions of the observation whose visited bins are counted, where the environment is no maze. Bodies of URLB have
+    a default of their own."""
     env_kwargs: Annotated[str, arg(metavar="JSON")] = "{}"
     """Arguments of the environment, e.g. '{"g": 9.81}'."""
     algo_kwargs: Annotated[str, arg(metavar="JSON")] = "{}"
@@ -79,6 +82,7 @@ class Pretrain:
             reward=self.reward,
             seed=self.seed,
             n_envs=self.n_envs,
+            vec_env=self.vec_env,
             out=self.out or Path("runs") / file_name(self.env, self.algo, self.reward, self.seed),
             coverage_dims=self.coverage_dims,
             overwrite=self.overwrite,
@@ -119,6 +123,8 @@ class Finetune:
     """Seed of everything."""
     n_envs: Annotated[int, arg(metavar="N")] = 8
     """Environments that are stepped together."""
+    vec_env: Annotated[str, arg(metavar="{auto,dummy,subproc}")] = "auto"
+    """How: the fastest way in one process, one after another, or each in a process of its own."""
     reuse_data: bool = False
     """Begin with the transitions of the pre-training, worth what the environment says."""
     out: Annotated[
@@ -143,8 +149,10 @@ class Finetune:
     """Threads of PyTorch. Networks as small as the default ones are fastest with one, by far if the machine is busy."""
     eval_freq: Annotated[int, arg(metavar="N")] = 2500
     """Steps between two evaluations; one is made before the first step and one at the end."""
-    n_eval_episodes: Annotated[int, arg(metavar="N")] = 50
+    n_eval_episodes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50, or 10 if they are long)")] = None
     """Episodes of an evaluation."""
+    video: bool = False
+    """Film an episode at the end: video.mp4 in the run folder."""
     quiet: bool = False
     """No progress bar, no report; errors are still printed."""
 
@@ -167,6 +175,7 @@ class Finetune:
             operator=self.operator,
             seed=self.seed,
             n_envs=self.n_envs,
+            vec_env=self.vec_env,
             reuse_data=self.reuse_data,
             out=self.out or self._default_out(),
             overwrite=self.overwrite,
@@ -178,6 +187,7 @@ class Finetune:
             device=self.device,
             eval_freq=self.eval_freq,
             n_eval_episodes=self.n_eval_episodes,
+            video=self.video,
             progress_bar=not self.quiet,
         )
         if not self.quiet:

@@ -82,6 +82,36 @@ def evaluate(
     :raises ArtifactError: if the folder or file cannot be used
     """
     check_integers(n_episodes=(1 if n_episodes is None else n_episodes, 1), seed=(seed, 0))
+    player, env, env_id = open_agent(agent, env_id, n_episodes, seed, env_kwargs, device)
+    try:
+        n_episodes = n_episodes or default_n_episodes(env_id)
+        return play(player, env, n_episodes, deterministic, expert_return(env_id))
+    finally:
+        env.close()
+
+
+def open_agent(
+    agent: str | Path | BaseAlgorithm | DiffusionActor,
+    env_id: str | None,
+    n_episodes: int | None,
+    seed: int,
+    env_kwargs: dict[str, Any] | None,
+    device: str,
+    **more_env_kwargs: Any,
+) -> tuple[PolicyPredictor, VecEnv, str]:
+    """
+    An agent, environments to watch it in, and their id.
+
+    :param agent: run folder, file of a diffusion policy, or an agent in memory
+    :param env_id: id of the environment, by default that of the run folder
+    :param n_episodes: episodes that will be played, None for as many as usual
+    :param seed: seed of the environments
+    :param env_kwargs: arguments of the environment, by default those of the run folder
+    :param device: PyTorch device
+    :param more_env_kwargs: further arguments of the environment
+    :raises ValueError: for an environment that the agent was not trained for
+    :raises ArtifactError: if the folder or file cannot be used
+    """
     config: dict[str, Any] = {}
     folder = None
     if isinstance(agent, (str, Path)):
@@ -96,8 +126,8 @@ def evaluate(
     env_id = env_id or config.get("env_id")
     if env_id is None:
         raise ValueError("Name the environment: only a run folder knows its own.")
-    n_episodes = n_episodes or default_n_episodes(env_id)
-    env = make_evaluation_env(env_id, n_episodes, seed, config.get("env_kwargs") if env_kwargs is None else env_kwargs)
+    env_kwargs = {**((config.get("env_kwargs") if env_kwargs is None else env_kwargs) or {}), **more_env_kwargs}
+    env = make_evaluation_env(env_id, n_episodes or default_n_episodes(env_id), seed, env_kwargs)
     try:
         if folder is not None:
             agent = folder.load_model(env, device)
@@ -110,10 +140,10 @@ def evaluate(
                 f"The agent was trained with {agent.observation_space} and {agent.action_space}, {env_id} has "
                 f"{env.observation_space} and {env.action_space}."
             )
-        player = Predictor(agent) if isinstance(agent, DiffusionActor) else agent
-        return play(player, env, n_episodes, deterministic, expert_return(env_id))
-    finally:
+    except BaseException:
         env.close()
+        raise
+    return Predictor(agent) if isinstance(agent, DiffusionActor) else agent, env, env_id
 
 
 def _normalized_like(agent: BaseAlgorithm, env: VecEnv) -> VecEnv:

@@ -37,7 +37,8 @@ from sb3_exdm.presets import (
 )
 from sb3_exdm.recipes.evaluate import EVALUATION_SEED, Evaluation, Predictor, default_n_episodes, make_evaluation_env, play
 from sb3_exdm.recipes.training import check_plain, train
-from sb3_exdm.run_folder import PROGRESS, ProgressLog, RunFolder
+from sb3_exdm.recipes.video import check_video, record_video
+from sb3_exdm.run_folder import PROGRESS, VIDEO, ProgressLog, RunFolder
 
 POLICIES = ("diffusion", "gaussian")
 
@@ -79,6 +80,7 @@ def finetune(
     device: str = "auto",
     eval_freq: int = 2500,
     n_eval_episodes: int | None = None,
+    video: bool = False,
     progress_bar: bool = True,
 ) -> FinetunedRun:
     """
@@ -106,6 +108,7 @@ def finetune(
     :param device: PyTorch device
     :param eval_freq: steps between two evaluations; one is made before the first step and one at the end
     :param n_eval_episodes: episodes of an evaluation, by default 50, or 10 if they are long
+    :param video: film an episode at the end (``video.mp4``)
     :param progress_bar: show a progress bar on a terminal
     :raises ValueError: for arguments out of range, an unknown name, or an environment that cannot be used
     :raises ArtifactError: if the pre-trained run cannot be used
@@ -127,6 +130,10 @@ def finetune(
     check_device(device)
     if reward_fn is not None and not reuse_data:
         raise ValueError("reward_fn says what the transitions of the pre-training are worth; it needs reuse_data=True.")
+    if video:
+        if out is None:
+            raise ValueError("A video needs a run folder to be written to (out=).")
+        check_video(Path(out) / VIDEO)
     if reuse_data and pretrained is None:
         raise ValueError("reuse_data=True needs the run folder of a pre-training (pretrained=).")
     source = None if pretrained is None else RunFolder(pretrained)
@@ -181,7 +188,10 @@ def finetune(
         if out is not None:
             folder = RunFolder(out)
             folder.create(config, overwrite)
-        return _adapt(config, model, evaluation_env, folder, eval_freq, operator_kwargs, progress_bar)
+        run = _adapt(config, model, evaluation_env, folder, eval_freq, operator_kwargs, progress_bar)
+        if folder is not None and video:
+            record_video(model, folder.path / VIDEO, env_id, seed=seed, env_kwargs=env_kwargs)
+        return run
     finally:
         env.close()
         evaluation_env.close()
