@@ -13,7 +13,7 @@ import pytest
 import torch as th
 from scipy.stats import spearmanr
 
-from sb3_exdm.benchmark import coverage
+from sb3_exdm.benchmark import control_speed, coverage, throughput
 from sb3_exdm.benchmark.coverage import PAPER_COVERAGE, Run, run_sweep
 from sb3_exdm.benchmark.estimator import evaluate_reward, maze_density, mixture_density, rank_correlation, run_estimator
 from sb3_exdm.benchmark.report import bootstrap_interval, markdown_table, mean_std
@@ -223,12 +223,39 @@ def test_maze_steps_are_counted_over_all_environments(n_envs):
     assert maze_steps_per_second(n_envs, seconds=0.05) > 1000
 
 
-def test_throughput_report(tmp_path):
+def test_throughput_report(tmp_path, monkeypatch):
     n_threads = th.get_num_threads()
-    report = run_throughput(repeats=1, pretrain_steps=200, out=tmp_path, ppo_steps=128, seconds=0.02, rounds=1)
+    monkeypatch.setattr(throughput, "control_speed", lambda rounds, steps: f"{rounds} x {steps}")
+    report = run_throughput(
+        repeats=1, pretrain_steps=200, out=tmp_path, ppo_steps=128, seconds=0.02, rounds=1, control_steps=7
+    )
     assert (tmp_path / "throughput.md").read_text(encoding="utf-8") == report + "\n"
     lines = [line for line in report.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 6 + 2 + 4 + len(OPERATORS)
     assert sum(" x |" in line for line in lines) == 3 and sum("steps/s |" in line for line in lines) == 3
     assert sum(line.count(" ms)") for line in lines) == 2 * (4 + len(OPERATORS))
     assert th.get_num_threads() == n_threads
+    assert report.endswith("steps of all copies counted, median of 1:\n\n1 x 7")
+
+
+def test_bodies_are_left_out_without_their_packages(monkeypatch):
+    def check_versions(*args: Any) -> None:
+        raise ImportError("Something is not installed.")
+
+    monkeypatch.setattr(throughput, "control_speed", check_versions)
+    assert throughput._control_part(1, 1) == ["The bodies are left out. Something is not installed."]
+
+
+def test_control_speed_table(monkeypatch):
+    pytest.importorskip("dm_control")
+    monkeypatch.setattr(control_speed, "ENV_IDS", ["URLB/hopper-hop-v0"])
+    monkeypatch.setattr(control_speed, "N_ENVS", 2)
+    table = control_speed.control_speed(rounds=2, steps=60, progress_bar=False)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[0] == ["steps per second", "dm_control", "gym.make", "gym.make_vec, 2 envs"]
+    ((env_id, speed, *ratios),) = rows[2:]
+    assert env_id == "URLB/hopper-hop-v0"
+    assert float(speed.replace(",", "")) > 100
+    assert all(0.1 < float(ratio.removesuffix(" x")) < 10 for ratio in ratios)
+    with pytest.raises(ValueError, match="steps must be positive"):
+        control_speed.control_speed(1, 0)

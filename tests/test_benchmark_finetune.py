@@ -11,12 +11,15 @@ import pytest
 import torch as th
 
 from sb3_exdm.benchmark import finetune as benchmark
+from sb3_exdm.benchmark import runs as runs_module
 from sb3_exdm.benchmark.adapting_speed import adapting_speed
-from sb3_exdm.benchmark.finetune import ENV_KWARGS, METHODS, Adaptation, Exploration, _in_order, _runs, run_finetune_sweep
+from sb3_exdm.benchmark.finetune import ENV_KWARGS, _runs, run_finetune_sweep
 from sb3_exdm.benchmark.finetune_report import _cell, _reached_table, _table
+from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, in_order
 from sb3_exdm.benchmark.sweep import run_one
 from sb3_exdm.finetune import OPERATORS
 from sb3_exdm.recipes import finetune, pretrain
+from sb3_exdm.recipes.evaluate import default_n_episodes
 from sb3_exdm.run_folder import RunFolder
 
 th.set_num_threads(1)
@@ -45,8 +48,9 @@ def explored(tmp_path_factory):
 
 def test_the_settings_are_those_of_the_library():
     known = {name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items()}
-    for name in ("n_envs", "offline_updates", "eval_freq", "n_eval_episodes"):
-        assert getattr(benchmark, name.upper()) == known[name], name
+    for name in ("n_envs", "offline_updates", "eval_freq"):
+        assert getattr(runs_module, name.upper()) == known[name], name
+    assert default_n_episodes("Maze2d-SquareC-v0") == benchmark.N_EVAL_EPISODES
 
 
 def no_processes(method: str) -> None:
@@ -54,7 +58,7 @@ def no_processes(method: str) -> None:
 
 
 def test_sweep(tmp_path, explored, monkeypatch):
-    monkeypatch.setattr(benchmark, "OFFLINE_UPDATES", 3)
+    monkeypatch.setattr(runs_module, "OFFLINE_UPDATES", 3)
     _, runs = _runs(tmp_path, explored, SWEEP["mazes"], SWEEP["methods"], [0], "both", 160, 600)
     assert [run.folder.name for run in runs] == [
         f"{MAZE}-{name}-0" for name in ("select-fresh", "select-reuse", "gaussian-fresh", "gaussian-reuse", "scratch-fresh")
@@ -103,7 +107,7 @@ def test_sweep(tmp_path, explored, monkeypatch):
 
 
 def test_reached_goals_are_counted(tmp_path, explored):
-    run = Exploration(MAZE, 0, 600, explored / f"{MAZE}-0")
+    run = Exploration(f"Maze2d-{MAZE}-v0", 0, 600, explored / f"{MAZE}-0")
     positions = RunFolder(run.folder).transitions()["next_observations"]
     for cell in ((0, 0), (4, 0)):
         count = int((np.linalg.norm(positions - cell, axis=1) <= 0.5).sum())
@@ -116,11 +120,11 @@ def test_intervals_and_all_mazes():
     assert _cell([[0.5]], 2) == "0.50, n = 1"
     assert _cell([[]], 2) == _cell([[0.5], []], 2) == "–"
     assert _cell([[0.0, 1.0]], 2) == "0.50 [0.00, 1.00]"
-    run = Adaptation("SquareA", "select", False, 0, 10, None, None)
-    planned = [replace(run, maze=maze, seed=seed) for maze in ("SquareA", "SquareB") for seed in (0, 1)]
+    run = Adaptation("Maze2d-SquareA-v0", "select", 0, 10, None, None)
+    planned = [replace(run, env_id=f"Maze2d-{maze}-v0", seed=seed) for maze in ("SquareA", "SquareB") for seed in (0, 1)]
     rates = [0.2, 0.2, 0.6, 0.6]
     rows = [
-        {"maze": run.maze, "method": run.method, "success_10": rate, "seconds": 30.4}
+        {"maze": run.task, "method": run.method, "success_10": rate, "seconds": 30.4}
         for run, rate in zip(planned, rates, strict=True)
     ]
     last = _table(rows, planned, "success_10", with_seconds=True).splitlines()[-1]
@@ -131,7 +135,7 @@ def test_intervals_and_all_mazes():
 def test_order_of_work(tmp_path):
     explorations, runs = _runs(tmp_path, tmp_path / "p", ["SquareA", "SquareB"], METHODS, [0, 1], "both", 10, 10)
     assert len(explorations) == 2 * 2 and len(runs) == 2 * 2 * (2 * len(METHODS) - 1)
-    ordered = _in_order(explorations, runs, [0, 1])
+    ordered = in_order(explorations, runs, [0, 1])
     assert [run.seed for run in ordered] == sorted(run.seed for run in ordered), "a low seed comes after a high one"
     for index, run in enumerate(ordered):
         assert run.requires is None or run.requires in [earlier.folder for earlier in ordered[:index]]
@@ -141,7 +145,7 @@ def test_order_of_work(tmp_path):
 
 def test_pretraining_is_made_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "run_missing", lambda runs, out, jobs: [run_one(run) for run in runs])
-    monkeypatch.setattr(benchmark, "pretrain", partial(pretrain, policy_steps=5))
+    monkeypatch.setattr(runs_module, "pretrain", partial(pretrain, policy_steps=5))
     sweep = dict(mazes=[MAZE], methods=["idql"], seeds=[0], reuse_data="no", steps=80, pretrain_steps=240)
     report = run_finetune_sweep(tmp_path, **sweep)
     assert RunFolder(tmp_path / "pretrained" / f"{MAZE}-0").summary["timesteps"] == 240

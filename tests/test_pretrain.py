@@ -242,6 +242,9 @@ def test_sac_aims_at_more_entropy_than_usual_in_any_dimension():
         ("diffusion_policy", ["--pretrain-steps", "400", "--steps", "160"]),
         ("finetune_maze", ["--pretrain-steps", "400", "--steps", "160"]),
         ("bandit", ["--steps", "20"]),
+        ("dmc_walker", ["--pretrain-steps", "300", "--steps", "160", "--no-video"]),
+        ("point_maze", ["--steps", "300"]),
+        ("half_cheetah", ["--steps", "300"]),
     ],
 )
 def test_examples_run(name, arguments, tmp_path, monkeypatch, capsys):

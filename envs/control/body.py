@@ -19,7 +19,7 @@ class Body:
     """
     A body and its tasks.
 
-    :param make: Makes dm_control's environment of a task, given its name
+    :param make: Makes dm_control's environment of a task, given its name, without a time limit
     :param reader: Makes the :data:`Reader` of a physics. It holds views of MuJoCo's arrays, which stay where they are
     :param n_quantities: How many quantities rewards depend on
     :param rewards: For each task, what it pays: from the quantities, each ``(n,)``, to rewards ``(n,)``

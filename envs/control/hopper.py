@@ -19,7 +19,6 @@ HOP_SPEED = 2.0
 FLIP_MOMENTUM = 5.0
 """Angular momentum that is worth a full reward, kg m²/s."""
 CONTROL_TIMESTEP = 0.02
-TIME_LIMIT = 20.0
 
 
 def hop_reward(height: Any, speed: Any) -> Any:
@@ -79,10 +78,10 @@ class Flip(hopper.Hopper):
 def make(task: str) -> Environment:
     """:param task: ``"hop"``, ``"hop_backward"``, ``"flip"`` or ``"flip_backward"``"""
     if task == "hop":
-        return hopper.SUITE[task]()
+        return hopper.SUITE[task](time_limit=np.inf)
     tasks = {"hop_backward": HopBackward, "flip": lambda: Flip(1), "flip_backward": lambda: Flip(-1)}
     physics = hopper.Physics.from_xml_string(*hopper.get_model_and_assets())
-    return Environment(physics, tasks[task](), time_limit=TIME_LIMIT, control_timestep=CONTROL_TIMESTEP)
+    return Environment(physics, tasks[task](), control_timestep=CONTROL_TIMESTEP)
 
 
 def reader(physics: Physics) -> Reader:

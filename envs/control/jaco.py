@@ -17,7 +17,6 @@ TARGETS = {
 """Where the brick lies, m."""
 BRICK_HEIGHT = 0.001
 """So that it does not touch the table before it settles, m."""
-TIME_LIMIT = 10.0
 
 
 def make(task: str) -> Environment:
@@ -33,7 +32,7 @@ def make(task: str) -> Environment:
         workspace=_workspace(target),
         control_timestep=constants.CONTROL_TIMESTEP,
     )
-    return composer.Environment(task=reach_target, time_limit=TIME_LIMIT)
+    return composer.Environment(task=reach_target)
 
 
 def _workspace(target: tuple[float, float, float]) -> object:

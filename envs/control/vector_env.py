@@ -120,8 +120,8 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
         if len(seeds) != self.num_envs:
             raise ValueError(f"Expected {self.num_envs} seeds, got {len(seeds)}.")
-        for env, own_seed in zip(self._envs, seeds, strict=True):
-            if own_seed is not None:
+        for env, own_seed, is_reset in zip(self._envs, seeds, mask.tolist(), strict=True):
+            if is_reset and own_seed is not None:
                 env.task._random = np.random.RandomState(own_seed)  # as shimmy does
         self._begin(np.flatnonzero(mask))
         self._has_begun = True
@@ -158,8 +158,9 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observations.copy(), rewards, np.zeros(self.num_envs, dtype=bool), truncations, infos
 
     def _advance(self, actions: np.ndarray) -> None:
-        """One control step of every physics."""
-        for i, (model, data) in enumerate(self._pointers):
+        """One control step of every physics whose episode goes on."""
+        for i in np.flatnonzero(~self._finished).tolist():
+            model, data = self._pointers[i]
             self._controls[i][:] = actions[i]
             # dm_control's order: what observations are read off belongs to the state after the step.
             mujoco.mj_step2(model, data)
@@ -183,9 +184,8 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Reset the finished sub-envs, and keep the end of their episodes in the infos."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         final_obs[ended] = np.fromiter(self._observations[ended], dtype=object, count=ended.size)
-        has_ended = self._finished
+        has_ended = self._finished.copy()
         self._begin(ended)
-        self._finished = np.zeros(self.num_envs, dtype=bool)
         return {"final_obs": final_obs, "_final_obs": has_ended, "final_info": {}, "_final_info": has_ended}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -204,4 +204,4 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def close_extras(self, **kwargs: Any) -> None:
         """Free what OpenGL holds."""
         for env in self._envs:
-            env.close()
+            env.physics.free()

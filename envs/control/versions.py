@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 
 NEEDED: dict[str, tuple[str, str]] = {"dm_control": ("1.0.50", "2"), "mujoco": ("3.17", "4"), "shimmy": ("2.0", "3")}
 """The first version that works and the first that does not any more: mujoco 4 breaks dm_control, and so do older ones."""
@@ -29,11 +29,17 @@ def check_versions() -> None:
 
 def choose_renderer() -> None:
     """
-    Render through EGL where there is no screen and nothing was chosen; MuJoCo would try to open a window. Has to be called
-    before dm_control is imported.
+    Render through EGL where there is no screen and nothing was chosen; MuJoCo would try to open a window. Without EGL nothing
+    is rendered. Has to be called before dm_control is imported.
     """
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    if sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & os.environ.keys():
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    try:
+        import_module("mujoco")
+        import_module("dm_control._render")
+    except Exception:  # of another kind for each thing that can be missing
+        os.environ["MUJOCO_GL"] = "disabled"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -5,25 +5,19 @@ The goal is the cell furthest from the start, with a reward of 1 only there. Eve
 that was stopped goes on where it was; runs are made seed by seed, so that it holds the first seeds of everything.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sb3_exdm.benchmark.finetune_report import draw, make_report, table_rows
 from sb3_exdm.benchmark.report import check_seeds, write_csv, write_text
+from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, in_order
 from sb3_exdm.benchmark.sweep import check_sweep, is_complete, run_missing
-from sb3_exdm.envs import Maze2dSB3VecEnv, MazeLayout
+from sb3_exdm.envs import MazeLayout
 from sb3_exdm.exploration.checks import check_integers
-from sb3_exdm.finetune.operators import OPERATORS
 from sb3_exdm.plots import read_run
-from sb3_exdm.presets import finetune_settings
-from sb3_exdm.recipes import finetune, pretrain
 
 MAZES = ("SquareC", "SquareTree", "SquareBottleneck", "SquareLarge")
-METHODS = (*OPERATORS, "gaussian", "scratch")
-"""The operators; the Gaussian that explored, improved by SAC; the same without pre-training."""
 ENV_KWARGS: dict[str, Any] = {
     "reward_type": "sparse",
     "goal_cell": "farthest",
@@ -31,122 +25,9 @@ ENV_KWARGS: dict[str, Any] = {
     "terminate_on_success": True,
 }
 """The task."""
-N_ENVS = 8
-EVAL_FREQ = 2500
 N_EVAL_EPISODES = 50
-OFFLINE_UPDATES = 5000
 REUSE = {"both": (False, True), "no": (False,), "yes": (True,)}
 """Values of ``reuse_data=`` and which runs they ask for."""
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """
-    The pre-training that runs begin with.
-
-    :param maze: name of the maze
-    :param seed: seed of everything
-    :param steps: environment steps
-    :param folder: run folder
-    """
-
-    maze: str
-    seed: int
-    steps: int
-    folder: Path
-
-    @property
-    def requires(self) -> None:
-        """Nothing."""
-
-    def differences(self, config: dict[str, Any]) -> list[str]:
-        """Settings in which another run differs from this one; how it explored is left to whoever made it."""
-        expected = {"command": "pretrain", "env_id": env_id(self.maze), "total_timesteps": self.steps, "seed": self.seed}
-        return [key for key, value in expected.items() if config.get(key) != value]
-
-    def execute(self) -> None:
-        """Explore."""
-        pretrain(
-            env_id(self.maze),
-            self.steps,
-            seed=self.seed,
-            n_envs=N_ENVS,
-            out=self.folder,
-            overwrite=True,
-            device="cpu",
-            checkpoint_freq=0,
-            progress_bar=False,
-        )
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """
-    A run of fine-tuning.
-
-    :param maze: name of the maze
-    :param method: one of :data:`METHODS`
-    :param reuse: begin with the transitions of the pre-training
-    :param seed: seed of everything
-    :param steps: environment steps
-    :param pretrained: run folder of the pre-training, None from scratch
-    :param folder: run folder
-    """
-
-    maze: str
-    method: str
-    reuse: bool
-    seed: int
-    steps: int
-    pretrained: Path | None
-    folder: Path
-
-    @property
-    def requires(self) -> Path | None:
-        """The pre-training."""
-        return self.pretrained
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """What it shares with the arguments of the recipe."""
-        is_operator = self.method in OPERATORS
-        return {
-            "env_id": env_id(self.maze),
-            "total_timesteps": self.steps,
-            "policy": "diffusion" if is_operator else "gaussian",
-            "operator": self.method if is_operator else None,
-            "seed": self.seed,
-            "n_envs": N_ENVS,
-            "reuse_data": self.reuse,
-            "env_kwargs": ENV_KWARGS,
-            "offline_updates": OFFLINE_UPDATES,
-            "n_eval_episodes": N_EVAL_EPISODES,
-        }
-
-    def differences(self, config: dict[str, Any]) -> list[str]:
-        """Settings in which another run differs from this one."""
-        space = Maze2dSB3VecEnv(self.maze, 1).observation_space
-        shared = {key: value for key, value in finetune_settings(space, N_ENVS).items() if key != "policy_kwargs"}
-        known = config.get("algo_kwargs", {})
-        expected = json.loads(json.dumps(self._settings))
-        return [
-            *(key for key, value in expected.items() if config.get(key) != value),
-            *(key for key, value in shared.items() if known.get(key) != value),
-            *(["pretrained"] if (config.get("pretrained") is None) != (self.pretrained is None) else []),
-        ]
-
-    def execute(self) -> None:
-        """Adapt."""
-        settings = {key: value for key, value in self._settings.items() if value is not None}
-        finetune(
-            **settings,
-            pretrained=self.pretrained,
-            out=self.folder,
-            overwrite=True,
-            device="cpu",
-            eval_freq=EVAL_FREQ,
-            progress_bar=False,
-        )
 
 
 def env_id(maze: str) -> str:
@@ -192,7 +73,7 @@ def run_finetune_sweep(
     explored_in = out / "pretrained" if pretrained is None else Path(pretrained)
     explorations, adaptations = _runs(out, explored_in, mazes, methods, seeds, reuse_data, steps, pretrain_steps)
     if not report_only:
-        run_missing(_in_order(explorations, adaptations, seeds), out, jobs)
+        run_missing(in_order(explorations, adaptations, seeds), out, jobs)
     complete = [run for run in adaptations if is_complete(run)]
     if not complete:
         raise ValueError(f"There is nothing to report: {out} holds no complete run of this sweep.")
@@ -225,13 +106,15 @@ def _runs(
     names = list(dict.fromkeys(MazeLayout.load(maze).name for maze in mazes))
     adaptations = [
         Adaptation(
-            maze,
+            env_id(maze),
             method,
-            reuse,
             seed,
             steps,
             None if method == "scratch" else explored_in / f"{maze}-{seed}",
             out / f"{maze}-{method}-{'reuse' if reuse else 'fresh'}-{seed}",
+            reuse,
+            ENV_KWARGS,
+            N_EVAL_EPISODES,
         )
         for seed in seeds
         for maze in names
@@ -243,17 +126,9 @@ def _runs(
         raise ValueError("From scratch there is nothing to use again; name other methods, or reuse_data='no'.")
     needed = {run.pretrained for run in adaptations}
     explorations = [
-        Exploration(maze, seed, pretrain_steps, folder)
+        Exploration(env_id(maze), seed, pretrain_steps, folder)
         for seed in seeds
         for maze in names
         if (folder := explored_in / f"{maze}-{seed}") in needed
     ]
     return explorations, adaptations
-
-
-def _in_order(
-    explorations: list[Exploration], adaptations: list[Adaptation], seeds: Sequence[int]
-) -> list[Exploration | Adaptation]:
-    """Seed by seed, its pre-training first."""
-    runs: list[Exploration | Adaptation] = [*explorations, *adaptations]
-    return [run for seed in seeds for run in runs if run.seed == seed]

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from sb3_exdm.benchmark.report import bootstrap_interval, markdown_table, value_at
+from sb3_exdm.benchmark.runs import Adaptation, Exploration
 from sb3_exdm.envs import GoalTask, MazeLayout
 from sb3_exdm.finetune.operators import OPERATORS
 from sb3_exdm.plots import RunRecord
@@ -19,29 +20,7 @@ _CONTROL_STYLES: tuple[Any, ...] = ((0, (1, 1)), (0, (4, 1.5)))
 _CONDITIONS = {False: "fresh data only", True: "data of the pre-training used again"}
 
 
-class _Explored(Protocol):
-    @property
-    def maze(self) -> str: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-
-class _Adapted(_Explored, Protocol):
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def reuse(self) -> bool: ...
-
-
-def table_rows(runs: Sequence[_Adapted], records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def table_rows(runs: Sequence[Adaptation], records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """
     The lines of ``runs.csv``.
 
@@ -54,7 +33,7 @@ def table_rows(runs: Sequence[_Adapted], records: Sequence[RunRecord]) -> list[d
         rates = record.progress["success_rate"]
         rows.append(
             {
-                "maze": run.maze,
+                "maze": run.task,
                 "method": run.method,
                 "reuse_data": run.reuse,
                 "seed": run.seed,
@@ -78,8 +57,8 @@ def _checkpoints(steps: int) -> list[int]:
 
 def make_report(
     rows: list[dict[str, Any]],
-    planned: Sequence[_Adapted],
-    explorations: Sequence[_Explored],
+    planned: Sequence[Adaptation],
+    explorations: Sequence[Exploration],
     env_kwargs: dict[str, Any],
 ) -> str:
     """
@@ -114,8 +93,8 @@ def make_report(
     return "\n\n".join(parts)
 
 
-def _table(rows: list[dict[str, Any]], expected: Sequence[_Adapted], key: str, with_seconds: bool) -> str:
-    mazes = list(dict.fromkeys(run.maze for run in expected))
+def _table(rows: list[dict[str, Any]], expected: Sequence[Adaptation], key: str, with_seconds: bool) -> str:
+    mazes = list(dict.fromkeys(run.task for run in expected))
     n_seeds = len({run.seed for run in expected})
     table = []
     for method in dict.fromkeys(run.method for run in expected):
@@ -159,11 +138,11 @@ def _cell(groups: list[list[float]], n_seeds: int) -> str:
     return text if n_values == n_seeds * len(groups) else f"{text}, n = {n_values}"
 
 
-def _reached_table(explorations: Sequence[_Explored], env_kwargs: dict[str, Any]) -> str:
+def _reached_table(explorations: Sequence[Exploration], env_kwargs: dict[str, Any]) -> str:
     table = []
-    for maze in dict.fromkeys(run.maze for run in explorations):
+    for maze in dict.fromkeys(run.task for run in explorations):
         task = GoalTask(MazeLayout.load(maze), **env_kwargs)
-        mine = [run for run in explorations if run.maze == maze]
+        mine = [run for run in explorations if run.task == maze]
         visits = [
             int((task.distance(RunFolder(run.folder).transitions()["next_observations"], task.goal) <= task.goal_radius).sum())
             for run in mine
@@ -173,7 +152,7 @@ def _reached_table(explorations: Sequence[_Explored], env_kwargs: dict[str, Any]
     return markdown_table(["maze", "goal cell", "seeds", "median number of steps there"], table)
 
 
-def draw(runs: Sequence[_Adapted], records: Sequence[RunRecord], path: Path, methods: Sequence[str]) -> Path:
+def draw(runs: Sequence[Adaptation], records: Sequence[RunRecord], path: Path, methods: Sequence[str]) -> Path:
     """
     Success rate over steps: one column per maze, one row per condition, one line per method, with its bootstrap interval.
 
@@ -183,7 +162,7 @@ def draw(runs: Sequence[_Adapted], records: Sequence[RunRecord], path: Path, met
     :param methods: all methods there are, so that each keeps its colour
     """
     path = check_picture_path(path)
-    mazes = list(dict.fromkeys(run.maze for run in runs))
+    mazes = list(dict.fromkeys(run.task for run in runs))
     conditions = [reuse for reuse in _CONDITIONS if any(run.reuse is reuse for run in runs)]
     figure = new_figure(max(3.2 * len(mazes), 6.0), 2.7 * len(conditions) + 0.8)
     grid = figure.subplots(len(conditions), len(mazes), squeeze=False, sharey=True)
@@ -194,7 +173,7 @@ def draw(runs: Sequence[_Adapted], records: Sequence[RunRecord], path: Path, met
             curves = [
                 record.progress
                 for run, record in zip(runs, records, strict=True)
-                if (run.maze, run.method, run.reuse) == wanted
+                if (run.task, run.method, run.reuse) == wanted
             ]
             if curves:
                 handles[method] = _draw_line(axes, curves, index)

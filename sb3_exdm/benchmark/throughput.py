@@ -1,4 +1,4 @@
-"""Speed: of the mazes, of the wrappers, of the reward in pre-training, of acting and fine-tuning. All on one thread."""
+"""Speed: of the mazes, the bodies, the wrappers, the reward in pre-training, acting and fine-tuning. All on one thread."""
 
 import math
 import tempfile
@@ -14,6 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from tqdm.auto import tqdm
 
 from sb3_exdm.benchmark.adapting_speed import adapting_speed
+from sb3_exdm.benchmark.control_speed import control_speed
 from sb3_exdm.benchmark.report import markdown_table, write_text
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper
 from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
@@ -29,6 +30,7 @@ def run_throughput(
     ppo_steps: int = 8192,
     seconds: float = 1.0,
     rounds: int | None = None,
+    control_steps: int = 1000,
 ) -> str:
     """
     Measure everything.
@@ -40,6 +42,8 @@ def run_throughput(
     :param seconds: duration of each measurement of a maze
     :param rounds: how often acting and fine-tuning are measured, see
         :func:`~sb3_exdm.benchmark.adapting_speed.adapting_speed`; by default ten times ``repeats``
+    :param control_steps: steps of each body in each of ``repeats`` rounds, see
+        :func:`~sb3_exdm.benchmark.control_speed.control_speed`
     :return: the tables in Markdown
     :raises ValueError: if a number is not positive
     """
@@ -48,6 +52,7 @@ def run_throughput(
         ("pretrain_steps", pretrain_steps),
         ("ppo_steps", ppo_steps),
         ("seconds", seconds),
+        ("control_steps", control_steps),
     ):
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}.")
@@ -90,11 +95,21 @@ def run_throughput(
             markdown_table(["measurement", "value", "seconds, with / without"], rows),
             f"Acting and fine-tuning over SAC with networks of the same width, 256 x 256, batch of 256, best of {rounds}:",
             adapting_speed(rounds),
+            *_control_part(repeats, control_steps),
         ]
     )
     if out is not None:
         write_text(Path(out) / "throughput.md", report)
     return report
+
+
+def _control_part(rounds: int, steps: int) -> list[str]:
+    """The table of the bodies, or why there is none."""
+    try:
+        table = control_speed(rounds, steps)
+    except ImportError as error:
+        return [f"The bodies are left out. {error}"]
+    return [f"Bodies over dm_control's own step, steps of all copies counted, median of {rounds}:", table]
 
 
 def maze_steps_per_second(n_envs: int, seconds: float = 1.0) -> float:

@@ -141,6 +141,10 @@ class Finetune:
     """Arguments of the operator, e.g. '{"ent_coef": 0.02}'."""
     offline_updates: Annotated[int, arg(metavar="N")] = 5000
     """Updates on reused data before the first step."""
+    critic_updates: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 0 for small bounded observations, else 2000)")
+    ] = None
+    """Updates of the critic alone, when learning begins."""
     export_steps: Annotated[int, arg(metavar="N")] = 4000
     """Gradient steps that distil what was fine-tuned into a single diffusion policy, policy.safetensors; 0 for none."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
@@ -183,6 +187,7 @@ class Finetune:
             algo_kwargs=algo_kwargs,
             operator_kwargs=operator_kwargs,
             offline_updates=self.offline_updates,
+            critic_updates=self.critic_updates,
             export_steps=self.export_steps,
             device=self.device,
             eval_freq=self.eval_freq,

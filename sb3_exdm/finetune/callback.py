@@ -1,5 +1,6 @@
 """The callback that trains a diffusion policy inside of Stable-Baselines3's loop."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class DiffusionFinetuneCallback(BaseCallback):
         if it keeps to one behaviour for a while
     :param keep_exploring: one of four or more environments goes on with the pre-trained policy
     :param offline_updates: updates before the first step, if the replay buffer has offline transitions
+    :param critic_updates: updates of the critic alone, when learning begins, so that what was pre-trained is not led by a
+        critic that knows nothing; only for operators that tell the two apart
     :param verbose: verbosity
     :raises ValueError: if the algorithm, its policy or its environment do not fit, with what to do
     """
@@ -48,11 +51,12 @@ class DiffusionFinetuneCallback(BaseCallback):
         correlation: float = 0.6,
         keep_exploring: bool = True,
         offline_updates: int = 5000,
+        critic_updates: int = 0,
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
         check_operator(operator)
-        check_integers(offline_updates=(offline_updates, 0))
+        check_integers(offline_updates=(offline_updates, 0), critic_updates=(critic_updates, 0))
         if not 0.0 <= exploration_noise < float("inf"):
             raise ValueError(f"exploration_noise must be finite and at least 0, got {exploration_noise}.")
         if not 0.0 <= correlation < 1.0:
@@ -63,6 +67,7 @@ class DiffusionFinetuneCallback(BaseCallback):
         self.correlation = correlation
         self.keep_exploring = keep_exploring
         self.offline_updates = offline_updates
+        self.critic_updates = critic_updates
         self.n_collected = 0
         self.n_updates = 0
 
@@ -121,7 +126,7 @@ class DiffusionFinetuneCallback(BaseCallback):
         model.learning_starts = 0
         if self.buffer.n_offline and self.n_updates == 0 and self.buffer.has_signal:
             self._cache_candidates()
-            self._update(self.offline_updates)
+            self._update(self.offline_updates, self.operator.learn)
 
     def _on_rollout_start(self) -> None:
         self._n_before = self.num_timesteps
@@ -148,7 +153,9 @@ class DiffusionFinetuneCallback(BaseCallback):
         self._cache_candidates()
         # As long as all rewards are the same there is nothing to learn; learning it would forget what was explored.
         if self.n_collected > self._learning_starts and self.buffer.has_signal:
-            self._update(collected if self._gradient_steps < 0 else self._gradient_steps)
+            if self.n_updates == 0:
+                self._update(self.critic_updates, self.operator.learn_critic)
+            self._update(collected if self._gradient_steps < 0 else self._gradient_steps, self.operator.learn)
 
     def _on_training_end(self) -> None:
         self.policy.rollout = None
@@ -168,15 +175,15 @@ class DiffusionFinetuneCallback(BaseCallback):
         features = self.policy.features(th.as_tensor(observations, device=self.policy.device))
         return self.policy.denoise(features, self.operator.n_candidates).cpu().numpy()
 
-    def _update(self, gradient_steps: int) -> None:
-        """Some updates of the operator."""
+    def _update(self, gradient_steps: int, learn: Callable[[Batch], dict[str, th.Tensor]]) -> None:
+        """Some updates of the operator, or of its critic alone."""
         model = self.model
         assert isinstance(model, OffPolicyAlgorithm)
         model._update_learning_rate(self.operator.optimizers())
         self.policy.acting = self.operator.acting
         for _ in range(gradient_steps):
             samples = self.buffer.sample(model.batch_size, env=model._vec_normalize_env)
-            metrics = self.operator.learn(self._batch(samples))
+            metrics = learn(self._batch(samples))
             self.n_updates += 1
             if self.n_updates % LOG_FREQ == 0:
                 for key, value in metrics.items():

@@ -2,6 +2,7 @@
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 
 from sb3_exdm.finetune.replay_buffer import FinetuneReplayBuffer
 
@@ -9,15 +10,18 @@ from sb3_exdm.finetune.replay_buffer import FinetuneReplayBuffer
 class WarmUpCallback(BaseCallback):
     """
     Collects the first ``learning_starts`` transitions with the policy that there is, where Stable-Baselines3 would act
-    uniformly, and learns from the offline transitions of the replay buffer before the first step.
+    uniformly, and learns from the offline transitions of the replay buffer before the first step. A new critic can first learn
+    what the policy is worth: led by a critic that knows nothing, a pre-trained policy is lost within a few hundred updates.
 
     :param offline_updates: updates before the first step, if the replay buffer has offline transitions
-    :param uniform: act uniformly all the same, for an agent that is not pre-trained
+    :param critic_updates: updates of the critic alone, when learning begins
+    :param uniform: act uniformly all the same, and learn as usual, for an agent that is not pre-trained
     """
 
-    def __init__(self, offline_updates: int = 5000, uniform: bool = False) -> None:
+    def __init__(self, offline_updates: int = 5000, critic_updates: int = 0, uniform: bool = False) -> None:
         super().__init__()
         self.offline_updates = offline_updates
+        self.critic_updates = critic_updates
         self.uniform = uniform
 
     def _init_callback(self) -> None:
@@ -44,8 +48,20 @@ class WarmUpCallback(BaseCallback):
         buffer = model.replay_buffer
         # As long as all rewards are the same there is nothing to learn, and what explored would be forgotten.
         has_signal = self.uniform or not isinstance(buffer, FinetuneReplayBuffer) or buffer.has_signal
-        if self.num_timesteps > self._learning_starts and has_signal:
+        if self.num_timesteps > self._learning_starts and has_signal and model.gradient_steps == 0:
+            self._train_critic()
             model.gradient_steps = self._gradient_steps
+
+    def _train_critic(self) -> None:
+        """Some updates with an actor that stays as it is."""
+        model = self.model
+        assert isinstance(model, OffPolicyAlgorithm)
+        actor = model.policy.actor
+        assert isinstance(actor, BasePolicy)
+        actor.requires_grad_(False)
+        if self.critic_updates:
+            model.train(gradient_steps=self.critic_updates, batch_size=model.batch_size)
+        actor.requires_grad_(True)
 
     def _on_training_end(self) -> None:
         assert isinstance(self.model, OffPolicyAlgorithm)

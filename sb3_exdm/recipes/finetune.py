@@ -30,6 +30,7 @@ from sb3_exdm.presets import (
     build_algorithm,
     check_algorithm,
     check_device,
+    default_critic_updates,
     default_settings,
     finetune_settings,
     make_training_env,
@@ -76,6 +77,7 @@ def finetune(
     algo_kwargs: dict[str, Any] | None = None,
     operator_kwargs: dict[str, Any] | None = None,
     offline_updates: int = 5000,
+    critic_updates: int | None = None,
     export_steps: int = 4000,
     device: str = "auto",
     eval_freq: int = 2500,
@@ -103,6 +105,8 @@ def finetune(
     :param algo_kwargs: changes to the settings of the algorithm, plain data
     :param operator_kwargs: arguments of the operator, plain data
     :param offline_updates: updates on reused data before the first step
+    :param critic_updates: updates of the critic alone, when learning begins, so that a pre-trained policy is not led by a
+        critic that knows nothing; by default 2000, but none for small bounded observations
     :param export_steps: gradient steps that distil a fine-tuned diffusion policy, with all that took part, into a single one
         (``policy.safetensors``), 0 for none
     :param device: PyTorch device
@@ -120,6 +124,7 @@ def finetune(
         seed=(seed, 0),
         n_envs=(n_envs, 1),
         offline_updates=(offline_updates, 0),
+        critic_updates=(0 if critic_updates is None else critic_updates, 0),
         export_steps=(export_steps, 0),
         eval_freq=(eval_freq, 1),
         n_eval_episodes=(1 if n_eval_episodes is None else n_eval_episodes, 1),
@@ -168,6 +173,7 @@ def finetune(
             "algo_kwargs": settings,
             "operator_kwargs": operator_kwargs or {},
             "offline_updates": offline_updates,
+            "critic_updates": default_critic_updates(env.observation_space) if critic_updates is None else critic_updates,
             "export_steps": export_steps,
             "n_eval_episodes": n_eval_episodes,
         }
@@ -376,11 +382,16 @@ def _adapt(
     if config["policy"] == "diffusion":
         callbacks.append(
             DiffusionFinetuneCallback(
-                config["operator"], operator_kwargs=operator_kwargs, offline_updates=config["offline_updates"]
+                config["operator"],
+                operator_kwargs=operator_kwargs,
+                offline_updates=config["offline_updates"],
+                critic_updates=config["critic_updates"],
             )
         )
     elif isinstance(model, OffPolicyAlgorithm):
-        callbacks.append(WarmUpCallback(config["offline_updates"], uniform=config["pretrained"] is None))
+        callbacks.append(
+            WarmUpCallback(config["offline_updates"], config["critic_updates"], uniform=config["pretrained"] is None)
+        )
     train(
         model,
         total_timesteps,

@@ -38,6 +38,16 @@ class Operator:
         """
         raise NotImplementedError
 
+    def learn_critic(self, batch: Batch) -> dict[str, th.Tensor]:
+        """
+        One update of what values the policy, without a change to how it acts; of everything where an operator cannot tell the
+        two apart.
+
+        :param batch: transitions
+        :return: losses and other scalars for the log
+        """
+        return self.learn(batch)
+
     def parts(self) -> dict[str, Any]:
         """What has a state that must be saved: objects with ``training_state`` and ``load_training_state``, by name."""
         return {}

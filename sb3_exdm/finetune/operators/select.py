@@ -39,8 +39,10 @@ class Select(Operator):
         self.gaussian = SoftValue(policy, learning_rate, ent_coef, target_entropy)
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
-        critic_loss = self.critic.learn(batch, self.gaussian(batch))
-        return {"critic_loss": critic_loss, **self.gaussian.learn(batch)}
+        return {**self.learn_critic(batch), **self.gaussian.learn(batch)}
+
+    def learn_critic(self, batch: Batch) -> dict[str, th.Tensor]:
+        return {"critic_loss": self.critic.learn(batch, self.gaussian(batch))}
 
     def parts(self) -> dict[str, Any]:
         return {"gaussian": self.gaussian}

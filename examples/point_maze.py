@@ -1,0 +1,53 @@
+"""
+Explore gymnasium-robotics' PointMaze, whose observations are dictionaries, with SAC and one wrapper, beside uniform actions.
+
+Needs the extra robotics: pip install "sb3-exdm[robotics]".
+"""
+
+import argparse
+
+import gymnasium as gym
+import gymnasium_robotics
+from stable_baselines3 import SAC
+
+import sb3_exdm
+
+gym.register_envs(gymnasium_robotics)
+
+
+def main(argv: list[str] | None = None) -> tuple[int, int]:
+    """:return: bins of the maze that exploring has visited, and those that uniform actions have"""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--env", default="PointMaze_Medium-v3")
+    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+
+    visited = []
+    for is_exploring in (True, False):
+        counter = CountBins(gym.make(arguments.env, continuing_task=False, max_episode_steps=300))
+        env = sb3_exdm.ScoreRewardWrapper(counter, seed=arguments.seed)
+        # Until learning starts, SAC acts uniformly.
+        learning_starts = min(1000, arguments.steps // 2) if is_exploring else arguments.steps
+        model = SAC("MultiInputPolicy", env, learning_starts=learning_starts, seed=arguments.seed, device="cpu")
+        model.learn(arguments.steps)
+        visited.append(counter.coverage.value)
+    print(f"Visited bins of {arguments.env} in {arguments.steps:,} steps: {visited[0]}; with uniform actions: {visited[1]}.")
+    return visited[0], visited[1]
+
+
+class CountBins(gym.Wrapper):
+    """Counts the places that the point was at, in bins of a fifth of a cell."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.coverage = sb3_exdm.BinCoverage(bin_width=0.2)
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        self.coverage.update(observation["achieved_goal"])
+        return observation, *rest
+
+
+if __name__ == "__main__":
+    main()
