@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from copy import deepcopy
 
 import gymnasium as gym
 import numpy as np
@@ -343,6 +344,21 @@ class TestCallback:
         for optimizer in (model.policy.critic.optimizer, model.policy.actor.optimizer):
             assert optimizer.param_groups[0]["lr"] == 2e-4
 
+    def test_the_critic_can_learn_first(self, habit, monkeypatch):
+        model = make_model(habit, learning_starts=4, gradient_steps=1)
+        gaussian, learned = model.policy.gaussian, []
+        learn = CriticLearner.learn
+
+        def watched(self, *args):
+            learned.append(th.cat([parameter.detach().flatten() for parameter in gaussian.parameters()]))
+            return learn(self, *args)
+
+        monkeypatch.setattr(CriticLearner, "learn", watched)
+        model.learn(8, callback=DiffusionFinetuneCallback(critic_updates=5))
+        assert model._n_updates == len(learned) == 5 + 4, "five alone after the fifth step, then one a step"
+        assert all(th.equal(learned[0], weights) for weights in learned[:6]), "the Gaussian waits for the critic"
+        assert not th.equal(learned[0], learned[7])
+
     def test_warm_up_acts_with_the_pretrained_policy_and_learns_nothing(self, habit):
         model = make_model(habit, n_envs=2, learning_starts=100)
         weights = weights_of(model)
@@ -435,6 +451,11 @@ class TestCallback:
     def test_bad_arguments_of_operators(self, operator):
         with pytest.raises(ValueError, match=f"{operator}.*depth"):
             make_model().learn(1, callback=DiffusionFinetuneCallback(operator, operator_kwargs={"depth": 3}))
+
+    @pytest.mark.parametrize("operator", OPERATORS)
+    def test_the_learning_rate_is_that_of_the_algorithm(self, operator):
+        with pytest.raises(ValueError, match="learning_rate of the algorithm"):
+            make_model().learn(1, callback=DiffusionFinetuneCallback(operator, operator_kwargs={"learning_rate": 1.0}))
 
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_all_optimizers_follow_the_learning_rate(self, operator):
@@ -554,6 +575,24 @@ class TestRecipe:
         assert [n_updates for n_updates, *_ in acting] == [0] * 11 + list(range(1, 10))
         assert (model.learning_starts, model.gradient_steps, model._n_updates) == (20, 1, 10)
 
+    def test_gaussian_waits_for_the_critic(self, explored, monkeypatch):
+        env = make_training_env(MAZE, 2, 0, {"reward_type": "dense"})
+        source = RunFolder(explored)
+        settings = _settings("sac", "gaussian", source, env, {"learning_starts": 20, "gradient_steps": 1, "batch_size": 8})
+        model = _build("sac", "gaussian", source, env, settings, 0, "cpu", 100)
+        seen, train = [], model.train
+
+        def watched(**kwargs):
+            seen.append([deepcopy(part.state_dict()) for part in (model.actor, model.critic)])
+            train(**kwargs)
+
+        monkeypatch.setattr(model, "train", watched)
+        model.learn(24, callback=WarmUpCallback(critic_updates=7))
+        assert model._n_updates == 7 + 2 and len(seen) == 3
+        (actor, critic), (waited, learned), (improved, _) = seen
+        assert same_weights(actor, waited) and not same_weights(critic, learned)
+        assert not same_weights(actor, improved), "it can learn again"
+
     def test_diffusion_policy_brings_the_gaussian_along(self, explored):
         run = tiny(explored, steps=40)
         assert run.model._n_updates == 0 and run.model.policy.has_pretrained_gaussian
@@ -581,7 +620,8 @@ class TestRecipe:
         kwargs = {"algo_kwargs": settings, "n_envs": 2, "progress_bar": False, "device": "cpu"}
         sb3_exdm.pretrain("UnboundedTwoSteps-v0", 60, out=tmp_path / "explored", policy_steps=20, **kwargs)
         for policy in ("gaussian", "diffusion"):
-            run = tiny(tmp_path / "explored", policy=policy, out=tmp_path / policy, env_kwargs={}, algo_kwargs=settings)
+            arguments = {"policy": policy, "out": tmp_path / policy, "env_kwargs": {}, "algo_kwargs": settings}
+            run = tiny(tmp_path / "explored", critic_updates=5, **arguments)
             assert (run.model.get_vec_normalize_env() is None) == (policy == "diffusion")
             for again, env_id in ((run.path, None), (run.model, "UnboundedTwoSteps-v0")):
                 evaluation = sb3_exdm.evaluate(again, env_id, 3, device="cpu")

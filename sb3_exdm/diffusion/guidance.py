@@ -1,5 +1,6 @@
 """An energy that steers a diffusion model: contrastive energy prediction (CEP)."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from copy import deepcopy
@@ -8,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_exdm.diffusion.networks import FourierFeatures, NoiseLevelFeatures
-from sb3_exdm.diffusion.schedule import VPSchedule
+from sb3_exdm.diffusion.schedule import VPSchedule, stratified_levels
 from sb3_exdm.diffusion.trainable import Trainable
 
 
@@ -57,7 +58,7 @@ class EnergyModel(Trainable):
         super().__init__()
         self.ema_rate = ema_rate
         low, high = (schedule or VPSchedule()).noise_ratio_range
-        self._log_snr_range = -th.tensor([high, low]).log()
+        self._log_snr_range = (-math.log(high), -math.log(low))
         self.generator = th.Generator(device=device)
         self.generator.manual_seed(secrets.randbits(32) if seed is None else seed)
         with th.random.fork_rng(devices=[]):
@@ -78,9 +79,7 @@ class EnergyModel(Trainable):
         :return: the loss, a scalar
         """
         batch, n_candidates, dim = candidates.shape
-        low, high = self._log_snr_range.tolist()
-        cells = th.rand(batch, generator=self.generator, device=candidates.device)
-        log_snr = low + (high - low) * (cells + th.arange(batch, device=candidates.device)) / batch
+        log_snr = stratified_levels(*self._log_snr_range, batch, self.generator)
         noise = th.randn(candidates.shape, generator=self.generator, device=candidates.device)
         alpha, sigma = (level.sqrt()[:, None, None] for level in (th.sigmoid(2.0 * log_snr), th.sigmoid(-2.0 * log_snr)))
         x_t = (alpha * candidates + sigma * noise).reshape(batch * n_candidates, dim)

@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_exdm.diffusion.loss import denoising_error
 from sb3_exdm.diffusion.networks import NoisePredictor
-from sb3_exdm.diffusion.schedule import VPSchedule
+from sb3_exdm.diffusion.schedule import VPSchedule, stratified_levels
 from sb3_exdm.diffusion.solver import integrate, solver_steps
 from sb3_exdm.diffusion.trainable import Trainable
 
@@ -83,7 +83,7 @@ class DiffusionModel(Trainable):
             raise ValueError(f"Noise ratios must be positive and in increasing order, got {noise_ratios}.")
         self._noise_ratios = (float(low), float(high))
         low_log_snr, high_log_snr = -th.tensor([high, low], dtype=th.float64).log()
-        self._log_snr_range = (low_log_snr.item(), (high_log_snr - low_log_snr).item())
+        self._log_snr_range = (low_log_snr.item(), high_log_snr.item())
 
     def levels(self, log_snr: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -100,10 +100,7 @@ class DiffusionModel(Trainable):
         :param x: data, ``(batch, dim)``
         :return: noisy samples ``(batch, dim)``, the noise in them ``(batch, dim)``, log signal-to-noise ratios ``(batch,)``
         """
-        low, span = self._log_snr_range
-        # Stratified: one draw in each of `batch` equal cells of the range.
-        cells = th.rand(len(x), generator=self.generator, device=x.device) + th.arange(len(x), device=x.device)
-        log_snr = low + span * cells / len(x)
+        log_snr = stratified_levels(*self._log_snr_range, len(x), self.generator)
         noise = th.randn(x.shape, generator=self.generator, device=x.device)
         alpha, sigma = self.levels(log_snr)
         return alpha.unsqueeze(1) * x + sigma.unsqueeze(1) * noise, noise, log_snr

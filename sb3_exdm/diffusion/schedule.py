@@ -57,3 +57,17 @@ class VPSchedule:
         r"""Smallest and largest :math:`\sigma_t / \alpha_t` of the schedule."""
         low, high = th.tensor([self.t_min, self.t_max], dtype=th.float64)
         return math.exp(-self.log_snr(low).item()), math.exp(-self.log_snr(high).item())
+
+
+def stratified_levels(low: float, high: float, n: int, generator: th.Generator) -> th.Tensor:
+    """
+    Random noise levels that cover a range evenly: one draw in each of ``n`` equal cells.
+
+    :param low: lowest log signal-to-noise ratio
+    :param high: highest
+    :param n: how many
+    :param generator: draws them, on its device
+    :return: rising, ``(n,)``
+    """
+    cells = th.rand(n, generator=generator, device=generator.device) + th.arange(n, device=generator.device)
+    return low + (high - low) * cells / n

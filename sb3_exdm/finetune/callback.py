@@ -81,6 +81,10 @@ class DiffusionFinetuneCallback(BaseCallback):
         normalizer = model.get_vec_normalize_env()
         if normalizer is not None and normalizer.norm_obs:
             raise ValueError("A DiffusionPolicy standardises observations itself; use VecNormalize(..., norm_obs=False).")
+        if "learning_rate" in self.operator_kwargs:
+            raise ValueError(
+                "The operator learns at the learning_rate of the algorithm; set it there, not in operator_kwargs."
+            )
         self.policy: DiffusionPolicy = model.policy
         self.buffer = self._finetune_buffer(model)
         # Of the same process, of a file, or None.

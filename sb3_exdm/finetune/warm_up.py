@@ -14,7 +14,7 @@ class WarmUpCallback(BaseCallback):
     what the policy is worth: led by a critic that knows nothing, a pre-trained policy is lost within a few hundred updates.
 
     :param offline_updates: updates before the first step, if the replay buffer has offline transitions
-    :param critic_updates: updates of the critic alone, when learning begins
+    :param critic_updates: updates of the critic alone, when learning begins without offline transitions
     :param uniform: act uniformly all the same, and learn as usual, for an agent that is not pre-trained
     """
 
@@ -33,7 +33,9 @@ class WarmUpCallback(BaseCallback):
         assert isinstance(model, OffPolicyAlgorithm)
         self._gradient_steps, self._learning_starts = model.gradient_steps, model.learning_starts
         buffer = model.replay_buffer
+        self._knows_nothing = True
         if isinstance(buffer, FinetuneReplayBuffer) and buffer.n_offline and buffer.has_signal:
+            self._knows_nothing = self.offline_updates == 0
             model.train(gradient_steps=self.offline_updates, batch_size=model.batch_size)
         if not self.uniform:
             model.learning_starts = 0
@@ -49,7 +51,8 @@ class WarmUpCallback(BaseCallback):
         # As long as all rewards are the same there is nothing to learn, and what explored would be forgotten.
         has_signal = self.uniform or not isinstance(buffer, FinetuneReplayBuffer) or buffer.has_signal
         if self.num_timesteps > self._learning_starts and has_signal and model.gradient_steps == 0:
-            self._train_critic()
+            if self.critic_updates and self._knows_nothing:
+                self._train_critic()
             model.gradient_steps = self._gradient_steps
 
     def _train_critic(self) -> None:
@@ -59,8 +62,7 @@ class WarmUpCallback(BaseCallback):
         actor = model.policy.actor
         assert isinstance(actor, BasePolicy)
         actor.requires_grad_(False)
-        if self.critic_updates:
-            model.train(gradient_steps=self.critic_updates, batch_size=model.batch_size)
+        model.train(gradient_steps=self.critic_updates, batch_size=model.batch_size)
         actor.requires_grad_(True)
 
     def _on_training_end(self) -> None:

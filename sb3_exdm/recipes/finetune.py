@@ -101,12 +101,12 @@ def finetune(
         and whether the episode terminates there
     :param out: run folder to write; None writes nothing
     :param overwrite: replace the run that ``out`` holds
-    :param env_kwargs: arguments of the environment
+    :param env_kwargs: arguments of the environment, on top of those of the pre-training if it is the same
     :param algo_kwargs: changes to the settings of the algorithm, plain data
     :param operator_kwargs: arguments of the operator, plain data
     :param offline_updates: updates on reused data before the first step
     :param critic_updates: updates of the critic alone, when learning begins, so that a pre-trained policy is not led by a
-        critic that knows nothing; by default 2000, but none for small bounded observations
+        critic that knows nothing; by default 2000, but none for small bounded observations, nor from scratch
     :param export_steps: gradient steps that distil a fine-tuned diffusion policy, with all that took part, into a single one
         (``policy.safetensors``), 0 for none
     :param device: PyTorch device
@@ -129,24 +129,15 @@ def finetune(
         eval_freq=(eval_freq, 1),
         n_eval_episodes=(1 if n_eval_episodes is None else n_eval_episodes, 1),
     )
-    if policy not in POLICIES:
-        raise ValueError(f"Unknown policy {policy!r}; choose one of {', '.join(POLICIES)}.")
-    check_operator(operator)
-    check_device(device)
-    if reward_fn is not None and not reuse_data:
-        raise ValueError("reward_fn says what the transitions of the pre-training are worth; it needs reuse_data=True.")
-    if video:
-        if out is None:
-            raise ValueError("A video needs a run folder to be written to (out=).")
-        check_video(Path(out) / VIDEO)
-    if reuse_data and pretrained is None:
-        raise ValueError("reuse_data=True needs the run folder of a pre-training (pretrained=).")
+    _check_choices(policy, operator, device, pretrained, reuse_data, reward_fn, out, video)
     source = None if pretrained is None else RunFolder(pretrained)
     if env_id is None:
         if source is None:
             raise ValueError("Name an environment, or a run folder of a pre-training, which knows its own.")
         env_id = source.config["env_id"]
     algo = "sac" if source is None or policy == "diffusion" else source.config["algo"]
+    if source is not None and env_id == source.config["env_id"]:
+        env_kwargs = {**source.config["env_kwargs"], **(env_kwargs or {})}
     n_eval_episodes = n_eval_episodes or default_n_episodes(env_id)
     env = make_training_env(env_id, n_envs, seed, env_kwargs, vec_env)
     evaluation_env = make_evaluation_env(env_id, n_eval_episodes, seed, env_kwargs)
@@ -157,6 +148,8 @@ def finetune(
             assert source is not None
             transitions = relabel(source.transitions(), env, reward_fn)
         settings = _settings(algo, policy, source, env, algo_kwargs or {})
+        if critic_updates is None:
+            critic_updates = 0 if source is None else default_critic_updates(env.observation_space)
         config = {
             "command": "finetune",
             "env_id": env_id,
@@ -173,7 +166,7 @@ def finetune(
             "algo_kwargs": settings,
             "operator_kwargs": operator_kwargs or {},
             "offline_updates": offline_updates,
-            "critic_updates": default_critic_updates(env.observation_space) if critic_updates is None else critic_updates,
+            "critic_updates": critic_updates,
             "export_steps": export_steps,
             "n_eval_episodes": n_eval_episodes,
         }
@@ -201,6 +194,30 @@ def finetune(
     finally:
         env.close()
         evaluation_env.close()
+
+
+def _check_choices(
+    policy: str,
+    operator: str,
+    device: str,
+    pretrained: str | Path | None,
+    reuse_data: bool,
+    reward_fn: Callable[..., Any] | None,
+    out: str | Path | None,
+    video: bool,
+) -> None:
+    if policy not in POLICIES:
+        raise ValueError(f"Unknown policy {policy!r}; choose one of {', '.join(POLICIES)}.")
+    check_operator(operator)
+    check_device(device)
+    if reward_fn is not None and not reuse_data:
+        raise ValueError("reward_fn says what the transitions of the pre-training are worth; it needs reuse_data=True.")
+    if reuse_data and pretrained is None:
+        raise ValueError("reuse_data=True needs the run folder of a pre-training (pretrained=).")
+    if video and out is None:
+        raise ValueError("A video needs a run folder to be written to (out=).")
+    if video:
+        check_video(VIDEO)
 
 
 def _settings(algo: str, policy: str, source: RunFolder | None, env: VecEnv, changes: dict[str, Any]) -> dict[str, Any]:
