@@ -142,6 +142,42 @@ def test_unbounded_observations_are_normalised_and_restored(tmp_path):
     np.testing.assert_allclose(loaded.obs_rms.mean, trained.obs_rms.mean)
 
 
+class Clock(gym.Env):
+    """Counts its steps, without a bound and far from 0."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._time = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self._time += 1
+        return self._observation(), 0.0, False, self._time == 7, {}
+
+    def _observation(self):
+        return np.array([self._time, 100.0 - 3.0 * self._time], dtype=np.float32)
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+def test_transitions_are_recorded_as_they_were_where_observations_are_normalised(algo, tmp_path):
+    gym.register("Clock-v0", Clock)
+    settings = {"learning_starts": 50} if algo == "sac" else {"n_steps": 32, "batch_size": 16}
+    try:
+        sb3_exdm.pretrain(
+            "Clock-v0", 140, algo=algo, n_envs=2, out=tmp_path, algo_kwargs=settings, policy_steps=0, progress_bar=False
+        )
+    finally:
+        del gym.registry["Clock-v0"]
+    transitions = sb3_exdm.RunFolder(tmp_path).transitions()
+    before, after = transitions["observations"], transitions["next_observations"]
+    assert transitions["truncated"].sum() == 20
+    np.testing.assert_allclose(after, before + np.array([1.0, -3.0]), atol=1e-3)  # also at the ends of episodes
+    np.testing.assert_array_equal(transitions["truncated"], np.isclose(after[:, 0], 7.0, atol=1e-3))
+
+
 class Unbounded(gym.ObservationWrapper):
     """Takes the bounds of the observations away."""
 

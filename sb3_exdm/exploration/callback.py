@@ -133,10 +133,22 @@ class ExplorationCallback(BaseCallback):
             else observations.copy()
         )
 
+    def _raw_ends(self, infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Infos whose last observations of episodes are as the environment gave them; ``VecNormalize`` scales those too."""
+        env = self.training_env
+        if not isinstance(env, VecNormalize):
+            return infos
+        return [
+            {"terminal_observation": env.unnormalize_obs(info["terminal_observation"])}
+            if "terminal_observation" in info
+            else {}
+            for info in infos
+        ]
+
     def _on_step(self) -> bool:
         observations = self._raw(self.locals["new_obs"])
         infos, dones = self.locals["infos"], self.locals["dones"]
-        reached = reached_observations(observations, dones, infos)
+        reached = reached_observations(observations, dones, self._raw_ends(infos))
         if self.coverage is not None:
             self._reached.append(self.positions(reached))
         if self.recorder is not None:
