@@ -144,7 +144,7 @@ def test_order_of_work(tmp_path):
 
 
 def test_pretraining_is_made_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "run_missing", lambda runs, out, jobs: [run_one(run) for run in runs])
+    monkeypatch.setattr(runs_module, "run_missing", lambda runs, out, jobs: [run_one(run) for run in runs])
     monkeypatch.setattr(runs_module, "pretrain", partial(pretrain, policy_steps=5))
     sweep = dict(mazes=[MAZE], methods=["idql"], seeds=[0], reuse_data="no", steps=80, pretrain_steps=240)
     report = run_finetune_sweep(tmp_path, **sweep)

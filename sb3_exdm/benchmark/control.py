@@ -12,8 +12,8 @@ import numpy as np
 
 from sb3_exdm.benchmark.aggregate import report
 from sb3_exdm.benchmark.report import check_seeds, markdown_table, write_text
-from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, in_order, short_name
-from sb3_exdm.benchmark.sweep import check_sweep, is_complete, run_missing
+from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, run_and_collect, short_name
+from sb3_exdm.benchmark.sweep import check_sweep
 from sb3_exdm.envs.urlb import TASKS
 from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.exploration.registry import REWARDS
@@ -58,11 +58,7 @@ def run_control_sweep(
     check_integers(steps=(steps, 1), pretrain_steps=(pretrain_steps, 1))
     seeds = check_seeds(seeds)
     explorations, adaptations = _runs(out, domain, rewards, methods, seeds, steps, pretrain_steps)
-    if not report_only:
-        run_missing(in_order(explorations, adaptations, seeds), out, jobs)
-    complete = [run for run in adaptations if is_complete(run)]
-    if not complete:
-        raise ValueError(f"There is nothing to report: {out} holds no complete run of this sweep.")
+    complete = run_and_collect(out, explorations, adaptations, seeds, jobs, report_only)
     text = report([run.folder for run in complete], out / "report", "normalized_score")
     text = "\n\n".join(
         [

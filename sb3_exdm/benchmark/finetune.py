@@ -11,8 +11,8 @@ from typing import Any
 
 from sb3_exdm.benchmark.finetune_report import draw, make_report, table_rows
 from sb3_exdm.benchmark.report import check_seeds, write_csv, write_text
-from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, in_order
-from sb3_exdm.benchmark.sweep import check_sweep, is_complete, run_missing
+from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, run_and_collect
+from sb3_exdm.benchmark.sweep import check_sweep, is_complete
 from sb3_exdm.envs import MazeLayout
 from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.plots import read_run
@@ -72,11 +72,7 @@ def run_finetune_sweep(
     seeds = check_seeds(seeds)
     explored_in = out / "pretrained" if pretrained is None else Path(pretrained)
     explorations, adaptations = _runs(out, explored_in, mazes, methods, seeds, reuse_data, steps, pretrain_steps)
-    if not report_only:
-        run_missing(in_order(explorations, adaptations, seeds), out, jobs)
-    complete = [run for run in adaptations if is_complete(run)]
-    if not complete:
-        raise ValueError(f"There is nothing to report: {out} holds no complete run of this sweep.")
+    complete = run_and_collect(out, explorations, adaptations, seeds, jobs, report_only)
     rows = table_rows(complete, [read_run(run.folder) for run in complete])
     write_csv(out / "runs.csv", rows)
     report = make_report(rows, adaptations, [run for run in explorations if is_complete(run)], ENV_KWARGS)

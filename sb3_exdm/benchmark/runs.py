@@ -10,6 +10,7 @@ from typing import Any
 
 from gymnasium import spaces
 
+from sb3_exdm.benchmark.sweep import is_complete, run_missing
 from sb3_exdm.finetune.operators import OPERATORS
 from sb3_exdm.presets import finetune_settings, make_training_env
 from sb3_exdm.recipes import finetune, pretrain
@@ -159,6 +160,28 @@ def in_order(
     """Seed by seed, its pre-training first."""
     runs: list[Exploration | Adaptation] = [*explorations, *adaptations]
     return [run for seed in seeds for run in runs if run.seed == seed]
+
+
+def run_and_collect(
+    out: Path,
+    explorations: Sequence[Exploration],
+    adaptations: Sequence[Adaptation],
+    seeds: Sequence[int],
+    jobs: int,
+    report_only: bool,
+) -> list[Adaptation]:
+    """
+    Run what is missing, unless only a report is wanted.
+
+    :return: the complete runs of fine-tuning
+    :raises ValueError: if there are none
+    """
+    if not report_only:
+        run_missing(in_order(explorations, adaptations, seeds), out, jobs)
+    complete = [run for run in adaptations if is_complete(run)]
+    if not complete:
+        raise ValueError(f"There is nothing to report: {out} holds no complete run of this sweep.")
+    return complete
 
 
 def short_name(env_id: str) -> str:
