@@ -25,7 +25,8 @@ from sb3_exdm.finetune.operators import make_operator
 from sb3_exdm.policies import DiffusionPolicy
 from sb3_exdm.presets import make_training_env
 from sb3_exdm.recipes.evaluate import play
-from sb3_exdm.recipes.finetune import _build, _Progress, _settings
+from sb3_exdm.recipes.evaluation_callback import EvaluationCallback
+from sb3_exdm.recipes.finetune import _build, _settings
 from sb3_exdm.run_folder import load_algorithm
 
 MAZE = "Maze2d-SquareA-v0"
@@ -674,7 +675,7 @@ class TestRecipe:
                 raise KeyboardInterrupt
             return True
 
-        monkeypatch.setattr(_Progress, "_on_step", interrupt)
+        monkeypatch.setattr(EvaluationCallback, "_on_step", interrupt)
         with pytest.raises(sb3_exdm.RunInterrupted, match=r"Interrupted after 80 of 160 steps.*80"):
             tiny(explored, out=tmp_path / "run")
         folder = RunFolder(tmp_path / "run")

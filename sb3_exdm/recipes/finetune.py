@@ -1,6 +1,5 @@
 """Adapting to a task with a reward."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,7 @@ from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
-from tqdm.auto import tqdm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.envs import expert_return
 from sb3_exdm.exploration.checks import check_integers
@@ -36,7 +34,8 @@ from sb3_exdm.presets import (
     make_training_env,
     needs_normalization,
 )
-from sb3_exdm.recipes.evaluate import EVALUATION_SEED, Evaluation, Predictor, default_n_episodes, make_evaluation_env, play
+from sb3_exdm.recipes.evaluate import EVALUATION_SEED, Predictor, default_n_episodes, make_evaluation_env, play
+from sb3_exdm.recipes.evaluation_callback import EvaluationCallback
 from sb3_exdm.recipes.training import check_plain, train
 from sb3_exdm.recipes.video import check_video, record_video
 from sb3_exdm.run_folder import PROGRESS, VIDEO, ProgressLog, RunFolder
@@ -293,92 +292,6 @@ def _take_over(model: BaseAlgorithm, explorer: BaseAlgorithm) -> None:
         model.actor_target.load_state_dict(explorer.actor.state_dict())
 
 
-class _Progress(BaseCallback):
-    """
-    Evaluates now and then, and shows how far it is.
-
-    :param total_timesteps: for the bar
-    :param evaluation_env: where to evaluate
-    :param eval_freq: steps between two evaluations
-    :param n_eval_episodes: episodes of an evaluation
-    :param expert: what an expert reaches, None where that is not known
-    :param seed: of the run; all evaluations begin with the same episodes, which :func:`~sb3_exdm.evaluate` plays too
-    :param log: file for the figures, or None
-    :param progress_bar: show a progress bar on a terminal
-    """
-
-    def __init__(
-        self,
-        total_timesteps: int,
-        evaluation_env: VecEnv,
-        eval_freq: int,
-        n_eval_episodes: int,
-        expert: float | None,
-        seed: int,
-        log: ProgressLog | None,
-        progress_bar: bool,
-    ) -> None:
-        super().__init__()
-        self.total_timesteps = total_timesteps
-        self.evaluation_env = evaluation_env
-        self.eval_freq = eval_freq
-        self.n_eval_episodes = n_eval_episodes
-        self.expert = expert
-        self.seed = seed
-        self.log = log
-        self.progress_bar = progress_bar
-        self.reports: list[dict[str, float]] = []
-        self.evaluations: list[Evaluation] = []
-        self.seconds = 0.0
-        self._evaluating = 0.0
-        self._began = time.perf_counter()  # before the updates on reused data
-
-    def _on_training_start(self) -> None:
-        self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
-        if not self.reports:
-            self.evaluate()
-
-    def _on_step(self) -> bool:
-        self._bar.update(self.training_env.num_envs)
-        return True
-
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps // self.eval_freq >= len(self.reports) and self.num_timesteps < self.total_timesteps:
-            self.evaluate()
-
-    def _on_training_end(self) -> None:
-        self.evaluate()
-        self._bar.close()
-
-    def evaluate(self) -> None:
-        """Play, and report."""
-        start = time.perf_counter()
-        env = self.evaluation_env
-        if isinstance(self.training_env, VecNormalize):
-            if not isinstance(env, VecNormalize):
-                env = self.evaluation_env = VecNormalize(env, training=False, norm_reward=False)
-            sync_envs_normalization(self.training_env, env)
-        env.seed(EVALUATION_SEED + self.seed)
-        evaluation = play(self.model, env, self.n_eval_episodes, expert=self.expert)
-        self._evaluating += time.perf_counter() - start
-        self.seconds = time.perf_counter() - self._began - self._evaluating  # of learning alone
-        figures = evaluation.summary()
-        report = {"timesteps": self.num_timesteps, "seconds": self.seconds, "mean_reward": figures["mean_reward"]}
-        self.logger.record("eval/mean_reward", figures["mean_reward"])
-        if figures["success_rate"] is not None:
-            report["success_rate"] = figures["success_rate"]
-            self.logger.record("eval/success_rate", figures["success_rate"])
-        if figures["normalized_score"] is not None:
-            report["normalized_score"] = figures["normalized_score"]
-            self.logger.record("eval/normalized_score", figures["normalized_score"])
-        shown = "success_rate" if figures["success_rate"] is not None else "mean_reward"
-        self._bar.set_postfix({shown: f"{figures[shown]:.3g}"}, refresh=False)
-        self.reports.append(report)
-        self.evaluations.append(evaluation)
-        if self.log is not None:
-            self.log.write(report)
-
-
 def _adapt(
     config: dict[str, Any],
     model: BaseAlgorithm,
@@ -392,7 +305,7 @@ def _adapt(
     total_timesteps = config["total_timesteps"]
     log = None if folder is None else ProgressLog(folder.path / PROGRESS)
     expert = expert_return(config["env_id"])
-    progress = _Progress(
+    progress = EvaluationCallback(
         total_timesteps, evaluation_env, eval_freq, config["n_eval_episodes"], expert, config["seed"], log, progress_bar
     )
     callbacks: list[BaseCallback] = []
