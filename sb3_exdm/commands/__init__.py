@@ -7,6 +7,7 @@ is imported when a command runs, so that help and mistyped flags answer at once.
 
 from sb3_exdm.commands.benchmark import (
     Benchmark,
+    BenchmarkControl,
     BenchmarkCoverage,
     BenchmarkEstimator,
     BenchmarkFinetune,
@@ -17,6 +18,7 @@ from sb3_exdm.commands.train import Clone, Finetune, Pretrain
 
 __all__ = [
     "Benchmark",
+    "BenchmarkControl",
     "BenchmarkCoverage",
     "BenchmarkEstimator",
     "BenchmarkFinetune",

@@ -128,7 +128,11 @@ class Finetune:
     reuse_data: bool = False
     """Begin with the transitions of the pre-training, worth what the environment says."""
     out: Annotated[
-        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/<env>-<policy>-<operator or algo>-<seed>)")
+        Path | None,
+        arg(
+            metavar="FOLDER",
+            help_behavior_hint="(default: runs/<env>-<policy>-<operator or algo>-<pretrained, reuse or scratch>-<seed>)",
+        ),
     ] = None
     """Run folder to write."""
     overwrite: bool = False
@@ -203,8 +207,10 @@ class Finetune:
 
         config = {} if self.pretrained is None else RunFolder(self.pretrained).config
         how = self.operator if self.policy == "diffusion" else config.get("algo", "sac")
+        # From where it starts is part of the name, so that runs that are compared do not replace each other.
+        start = "scratch" if self.pretrained is None else "reuse" if self.reuse_data else "pretrained"
         # Without either of the two there is no environment, and the recipe says so.
-        return Path("runs") / file_name(self.env or config.get("env_id", ""), self.policy, how, self.seed)
+        return Path("runs") / file_name(self.env or config.get("env_id", ""), self.policy, how, start, self.seed)
 
 
 @dataclass
