@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
@@ -69,7 +70,7 @@ class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
         """
         try:
             return self.env.render()
-        except (RuntimeError, ImportError, AttributeError) as error:
+        except (RuntimeError, ImportError, AttributeError, mujoco.FatalError) as error:
             raise ImportError(NO_OPENGL) from error
 
 

@@ -198,7 +198,7 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             return None
         try:
             return tuple(env.physics.render(**self._pictures) for env in self._envs)
-        except (RuntimeError, ImportError, AttributeError) as error:
+        except (RuntimeError, ImportError, AttributeError, mujoco.FatalError) as error:
             raise ImportError(NO_OPENGL) from error
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -116,7 +116,7 @@ def _ratios(make_env: Callable[[], gym.Env], rounds: int, bar: Any) -> dict[str,
     for operator in OPERATORS:
         callback = _callback(operator, make_env)
         label = f"update, {operator}"
-        activities[label] = partial(callback._update, _N_UPDATES)
+        activities[label] = partial(callback._update, _N_UPDATES, callback.operator.learn)
         compared[label] = "SAC, update"
     best = dict.fromkeys(activities, math.inf)
     for _ in range(rounds):
