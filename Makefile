@@ -43,6 +43,7 @@ demo: install
 benchmark: install
 	$(BIN)/exdm benchmark coverage --out runs/benchmark
 	$(BIN)/exdm benchmark finetune --out runs/finetune-benchmark
+	$(BIN)/exdm benchmark control --out runs/control-benchmark
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs

@@ -142,12 +142,14 @@ def describe(run: PretrainedRun | FinetunedRun) -> str:
 
     :param run: a finished run with a folder
     """
+    from sb3_exdm.run_folder import VIDEO
+
     summary = run.summary
     steps, seconds, speed = (summary[key] for key in ("timesteps", "seconds", "steps_per_second"))
     lines = [f"{summary['env_id']}: {steps:,} steps in {seconds:.0f} s ({speed:,.0f} steps/s)", *_results(summary)]
     if run.path is not None:
         lines.append(f"run folder: {run.path}")
-        pictures = sorted(run.path.glob("*.png"))
+        pictures = [*sorted(run.path.glob("*.png")), *run.path.glob(VIDEO)]
         lines.extend(f"{'pictures:' if picture is pictures[0] else ' ' * 9} {picture}" for picture in pictures)
     return "\n".join(lines)
 
