@@ -121,7 +121,7 @@ def _start_table(runs: list[Adaptation]) -> str:
         if run.pretrained is not None:
             progress = read_run(run.folder).progress
             returns = progress["mean_reward"][progress["timesteps"] <= START]
-            method = f"{run.method} after {run.pretrained.name.split('-')[1]}"
+            method = f"{run.method} after {'-'.join(run.pretrained.name.split('-')[1:-1])}"  # <domain>-<reward>-<seed>
             cells.setdefault((method, run.task), []).append((returns[0], returns.min() / max(returns[0], 1e-9)))
     rows = []
     for method in dict.fromkeys(method for method, _ in cells):
