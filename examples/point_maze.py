@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> tuple[int, int]:
     """:return: bins of the maze that exploring has visited, and those that uniform actions have"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="PointMaze_Medium-v3")
-    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
 
@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> tuple[int, int]:
         env = sb3_exdm.ScoreRewardWrapper(counter, seed=arguments.seed)
         # Until learning starts, SAC acts uniformly.
         learning_starts = min(1000, arguments.steps // 2) if is_exploring else arguments.steps
-        model = SAC("MultiInputPolicy", env, learning_starts=learning_starts, seed=arguments.seed, device="cpu")
+        settings = {"learning_starts": learning_starts, "train_freq": 4, "seed": arguments.seed, "device": "cpu"}
+        model = SAC("MultiInputPolicy", env, **settings)
         model.learn(arguments.steps)
         visited.append(counter.coverage.value)
     print(f"Visited bins of {arguments.env} in {arguments.steps:,} steps: {visited[0]}; with uniform actions: {visited[1]}.")
