@@ -26,11 +26,14 @@ def main(argv: list[str] | None = None) -> tuple[int, int]:
     visited = []
     for is_exploring in (True, False):
         counter = CountBins(gym.make(arguments.env, continuing_task=False, max_episode_steps=300))
-        env = sb3_exdm.ScoreRewardWrapper(counter, seed=arguments.seed)
+        # The desired goal is drawn at random: it would be novel without the agent going anywhere.
+        body = gym.wrappers.FilterObservation(counter, ["observation", "achieved_goal"])
+        env = sb3_exdm.ScoreRewardWrapper(body, seed=arguments.seed)
         # Until learning starts, SAC acts uniformly.
         learning_starts = min(1000, arguments.steps // 2) if is_exploring else arguments.steps
-        settings = {"learning_starts": learning_starts, "train_freq": 4, "seed": arguments.seed, "device": "cpu"}
-        model = SAC("MultiInputPolicy", env, **settings)
+        # One critic and more entropy than usual, as exdm pretrain has them: who settles stops exploring.
+        settings = {"target_entropy": 0.5, "learning_rate": 5e-4, "policy_kwargs": {"n_critics": 1}, "train_freq": 4}
+        model = SAC("MultiInputPolicy", env, learning_starts=learning_starts, seed=arguments.seed, device="cpu", **settings)
         model.learn(arguments.steps)
         visited.append(counter.coverage.value)
     print(f"Visited bins of {arguments.env} in {arguments.steps:,} steps: {visited[0]}; with uniform actions: {visited[1]}.")
