@@ -43,7 +43,7 @@ from dm_control.suite.utils import randomizers  # noqa: E402
 from dm_env import specs  # noqa: E402
 
 from sb3_exdm.envs.control import ControlEnv, ControlVectorEnv, ControlWrapper  # noqa: E402
-from sb3_exdm.envs.control.env import NO_OPENGL  # noqa: E402
+from sb3_exdm.envs.control.pictures import NO_OPENGL  # noqa: E402
 from sb3_exdm.envs.control.spaces import FlatObservations, ScaledActions  # noqa: E402
 from sb3_exdm.envs.control.vector_env import BODIES  # noqa: E402
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
 from . import hopper, jaco, quadruped, walker
+from .pictures import needs_opengl
 from .spaces import FlatObservations, ScaledActions
 
 MAKERS = {"walker": walker.make, "quadruped": quadruped.make, "hopper": hopper.make, "jaco": jaco.make}
@@ -68,16 +68,8 @@ class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
         :return: a picture, uint8 ``(height, width, 3)``, or None without a ``render_mode``
         :raises ImportError: if there is no OpenGL
         """
-        try:
+        with needs_opengl():
             return self.env.render()
-        except (RuntimeError, ImportError, AttributeError, mujoco.FatalError) as error:
-            raise ImportError(NO_OPENGL) from error
-
-
-NO_OPENGL = (
-    "There is no OpenGL to render with: set MUJOCO_GL=egl (needs libEGL) or MUJOCO_GL=osmesa (needs libOSMesa) before Python "
-    "starts, or glfw on a machine with a screen."
-)
 
 
 class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):

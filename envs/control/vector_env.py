@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 
 from . import hopper, quadruped, walker
 from .body import Body
-from .env import NO_OPENGL
+from .pictures import needs_opengl
 from .spaces import FlatObservations, ScaledActions
 
 BODIES: dict[str, Body] = {"walker": walker.BODY, "quadruped": quadruped.BODY, "hopper": hopper.BODY}
@@ -196,10 +196,8 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self.render_mode is None:
             gym.logger.warn('no render_mode was given; ask for pictures with gym.make_vec(..., render_mode="rgb_array")')
             return None
-        try:
+        with needs_opengl():
             return tuple(env.physics.render(**self._pictures) for env in self._envs)
-        except (RuntimeError, ImportError, AttributeError, mujoco.FatalError) as error:
-            raise ImportError(NO_OPENGL) from error
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free what OpenGL holds."""

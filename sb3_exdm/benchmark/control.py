@@ -119,9 +119,11 @@ def _start_table(runs: list[Adaptation]) -> str:
     cells: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in runs:
         if run.pretrained is not None:
-            progress = read_run(run.folder).progress
+            record = read_run(run.folder)
+            assert record.summary is not None
+            progress = record.progress
             returns = progress["mean_reward"][progress["timesteps"] <= START]
-            method = f"{run.method} after {'-'.join(run.pretrained.name.split('-')[1:-1])}"  # <domain>-<reward>-<seed>
+            method = f"{run.method} after {record.summary['pretrained_reward']}"
             cells.setdefault((method, run.task), []).append((returns[0], returns.min() / max(returns[0], 1e-9)))
     rows = []
     for method in dict.fromkeys(method for method, _ in cells):
