@@ -56,7 +56,7 @@ def test_sweep_and_report(tmp_path, monkeypatch):
     monkeypatch.setattr(runs_module, "run_missing", lambda runs, out, jobs: [run_one(run) for run in runs])
     quick = {"algo_kwargs": {"learning_starts": 40, "policy_kwargs": {"net_arch": [8]}}}
     monkeypatch.setattr(runs_module, "pretrain", partial(pretrain, policy_steps=0, **quick))
-    monkeypatch.setattr(runs_module, "finetune", partial(finetune, export_steps=0, critic_updates=2))
+    monkeypatch.setattr(runs_module, "finetune", partial(finetune, critic_updates=2))
     # Two of four tasks: the body takes the time, and learns nothing here.
     tasks = {env_id: task for env_id, task in control.TASKS.items() if task.name in ("stand", "flip")}
     monkeypatch.setattr(control, "TASKS", tasks)

@@ -624,6 +624,9 @@ class TestRecipe:
             arguments = {"policy": policy, "out": tmp_path / policy, "env_kwargs": {}, "algo_kwargs": settings}
             run = tiny(tmp_path / "explored", critic_updates=5, **arguments)
             assert (run.model.get_vec_normalize_env() is None) == (policy == "diffusion")
+            assert run.path is not None and RunFolder(run.path).config["anchor_steps"] == (
+                16_000 if policy == "gaussian" else 0
+            )
             for again, env_id in ((run.path, None), (run.model, "UnboundedTwoSteps-v0")):
                 evaluation = sb3_exdm.evaluate(again, env_id, 3, device="cpu")
                 assert evaluation.summary()["mean_reward"] == run.summary["mean_reward"]
@@ -643,6 +646,8 @@ class TestRecipe:
             ({"env_id": "CartPole-v1", "env_kwargs": {}}, ValueError, "continuous actions"),
             ({"steps": 0}, ValueError, "total_timesteps"),
             ({"n_envs": 0}, ValueError, "n_envs"),
+            ({"anchor_steps": -1}, ValueError, "anchor_steps"),
+            ({"anchor_steps": 10}, ValueError, "anchor_steps.*gaussian"),
             ({"eval_freq": 0}, ValueError, "eval_freq"),
             ({"n_eval_episodes": 0}, ValueError, "n_eval_episodes"),
             ({"seed": -1}, ValueError, "seed"),

@@ -28,7 +28,7 @@ AGGREGATES = {
 _COMPARABLE = ("normalized_score", "success_rate")  # between tasks; their best is 1
 _REQUIRED = ("env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed", "timesteps", "mean_reward")
 # Settings that make another method of a run, besides what its name says.
-_SETTINGS = ("n_envs", "offline_updates", "critic_updates", "operator_kwargs", "algo_kwargs")
+_SETTINGS = ("n_envs", "offline_updates", "critic_updates", "anchor_steps", "operator_kwargs", "algo_kwargs")
 
 
 def report(

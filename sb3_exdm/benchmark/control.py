@@ -108,7 +108,16 @@ def _runs(
                     name = "-".join([short_name(env_id), method, *([reward] if reward else []), str(seed)])
                     pretrained = None if reward is None else out / f"{domain}-{reward}-{seed}"
                     adaptations.append(
-                        Adaptation(env_id, method, seed, steps, pretrained, out / name, n_eval_episodes=N_EVAL_EPISODES)
+                        Adaptation(
+                            env_id,
+                            method,
+                            seed,
+                            steps,
+                            pretrained,
+                            out / name,
+                            n_eval_episodes=N_EVAL_EPISODES,
+                            export_steps=0,
+                        )
                     )
     return explorations, adaptations
 

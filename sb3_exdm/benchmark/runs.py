@@ -87,6 +87,7 @@ class Adaptation:
     :param reuse: begin with the transitions of the pre-training
     :param env_kwargs: arguments of the environment
     :param n_eval_episodes: episodes of an evaluation, None for as many as usual
+    :param export_steps: gradient steps that distil what was fine-tuned
     """
 
     env_id: str
@@ -98,6 +99,7 @@ class Adaptation:
     reuse: bool = False
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     n_eval_episodes: int | None = None
+    export_steps: int = 4000
 
     @property
     def task(self) -> str:
@@ -149,6 +151,7 @@ class Adaptation:
             out=self.folder,
             overwrite=True,
             device="cpu",
+            export_steps=self.export_steps,
             eval_freq=EVAL_FREQ,
             progress_bar=False,
         )

@@ -149,6 +149,10 @@ class Finetune:
         int | None, arg(metavar="N", help_behavior_hint="(default: 0 for small bounded observations, else 2000)")
     ] = None
     """Updates of the critic alone, when learning begins."""
+    anchor_steps: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 0 for small bounded observations, else 16000)")
+    ] = None
+    """Steps over which a pre-trained Gaussian is held near what it was, and let go, from the beginning of learning."""
     export_steps: Annotated[int, arg(metavar="N")] = 4000
     """Gradient steps that distil what was fine-tuned into a single diffusion policy, policy.safetensors; 0 for none."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
@@ -192,6 +196,7 @@ class Finetune:
             operator_kwargs=operator_kwargs,
             offline_updates=self.offline_updates,
             critic_updates=self.critic_updates,
+            anchor_steps=self.anchor_steps,
             export_steps=self.export_steps,
             device=self.device,
             eval_freq=self.eval_freq,

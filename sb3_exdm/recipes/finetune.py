@@ -28,6 +28,7 @@ from sb3_exdm.presets import (
     build_algorithm,
     check_algorithm,
     check_device,
+    default_anchor_steps,
     default_critic_updates,
     default_settings,
     finetune_settings,
@@ -77,6 +78,7 @@ def finetune(
     operator_kwargs: dict[str, Any] | None = None,
     offline_updates: int = 5000,
     critic_updates: int | None = None,
+    anchor_steps: int | None = None,
     export_steps: int = 4000,
     device: str = "auto",
     eval_freq: int = 2500,
@@ -106,6 +108,8 @@ def finetune(
     :param offline_updates: updates on reused data before the first step
     :param critic_updates: updates of the critic alone, when learning begins, so that a pre-trained policy is not led by a
         critic that knows nothing; by default 2000, but none for small bounded observations, nor from scratch
+    :param anchor_steps: steps, from the beginning of learning, over which a pre-trained Gaussian is held near what it was, and
+        let go; by default 16,000, but none for small bounded observations, and never for ppo and the diffusion policy
     :param export_steps: gradient steps that distil a fine-tuned diffusion policy, with all that took part, into a single one
         (``policy.safetensors``), 0 for none
     :param device: PyTorch device
@@ -124,11 +128,12 @@ def finetune(
         n_envs=(n_envs, 1),
         offline_updates=(offline_updates, 0),
         critic_updates=(0 if critic_updates is None else critic_updates, 0),
+        anchor_steps=(0 if anchor_steps is None else anchor_steps, 0),
         export_steps=(export_steps, 0),
         eval_freq=(eval_freq, 1),
         n_eval_episodes=(1 if n_eval_episodes is None else n_eval_episodes, 1),
     )
-    _check_choices(policy, operator, device, pretrained, reuse_data, reward_fn, out, video)
+    _check_choices(policy, operator, anchor_steps, device, pretrained, reuse_data, reward_fn, out, video)
     source = None if pretrained is None else RunFolder(pretrained)
     if env_id is None:
         if source is None:
@@ -149,6 +154,9 @@ def finetune(
         settings = _settings(algo, policy, source, env, algo_kwargs or {})
         if critic_updates is None:
             critic_updates = 0 if source is None else default_critic_updates(env.observation_space)
+        if anchor_steps is None:
+            is_held = source is not None and policy == "gaussian" and algo != "ppo"
+            anchor_steps = default_anchor_steps(env.observation_space) if is_held else 0
         config = {
             "command": "finetune",
             "env_id": env_id,
@@ -166,6 +174,7 @@ def finetune(
             "operator_kwargs": operator_kwargs or {},
             "offline_updates": offline_updates,
             "critic_updates": critic_updates,
+            "anchor_steps": anchor_steps,
             "export_steps": export_steps,
             "n_eval_episodes": n_eval_episodes,
         }
@@ -198,6 +207,7 @@ def finetune(
 def _check_choices(
     policy: str,
     operator: str,
+    anchor_steps: int | None,
     device: str,
     pretrained: str | Path | None,
     reuse_data: bool,
@@ -209,6 +219,8 @@ def _check_choices(
         raise ValueError(f"Unknown policy {policy!r}; choose one of {', '.join(POLICIES)}.")
     check_operator(operator)
     check_device(device)
+    if anchor_steps and policy != "gaussian":
+        raise ValueError('anchor_steps hold a pre-trained Gaussian; they need policy="gaussian".')
     if reward_fn is not None and not reuse_data:
         raise ValueError("reward_fn says what the transitions of the pre-training are worth; it needs reuse_data=True.")
     if reuse_data and pretrained is None:
@@ -320,7 +332,9 @@ def _adapt(
         )
     elif isinstance(model, OffPolicyAlgorithm):
         callbacks.append(
-            WarmUpCallback(config["offline_updates"], config["critic_updates"], uniform=config["pretrained"] is None)
+            WarmUpCallback(
+                config["offline_updates"], config["critic_updates"], config["anchor_steps"], config["pretrained"] is None
+            )
         )
     train(
         model,
