@@ -23,7 +23,7 @@ def test_names():
 
 
 def test_runs(tmp_path):
-    explorations, runs = _runs(tmp_path, "walker", ["score", "rnd"], ["gaussian", "scratch"], [0, 1], 10, 20)
+    explorations, runs = _runs(tmp_path, "walker", ["score", "rnd"], ["gaussian", "scratch"], [0, 1], "no", 10, 20)
     assert [run.folder.name for run in explorations] == ["walker-score-0", "walker-rnd-0", "walker-score-1", "walker-rnd-1"]
     assert [run.folder.name for run in runs[:3]] == [
         "walker-stand-gaussian-score-0",
@@ -32,7 +32,20 @@ def test_runs(tmp_path):
     ]
     assert len(runs) == 4 * 3 * 2
     assert {run.requires for run in runs} == {None, *(run.folder for run in explorations)}
-    assert not _runs(tmp_path, "walker", ["score"], ["scratch"], [0], 10, 20)[0], "from scratch nothing is explored"
+    assert not _runs(tmp_path, "walker", ["score"], ["scratch"], [0], "no", 10, 20)[0], "from scratch nothing is explored"
+
+
+def test_runs_that_reuse_data(tmp_path):
+    runs = {
+        reuse_data: _runs(tmp_path, "walker", ["score"], ["gaussian", "scratch"], [0], reuse_data, 10, 20)[1]
+        for reuse_data in ("no", "yes", "both")
+    }
+    assert [run.folder.name for run in runs["yes"][:2]] == [
+        "walker-stand-gaussian-score-reuse-0",
+        "walker-walk-gaussian-score-reuse-0",
+    ]
+    assert all(run.reuse for run in runs["yes"]) and not any(run.reuse for run in runs["no"])
+    assert len(runs["yes"]) == 4 and {run.folder for run in runs["both"]} == {run.folder for run in runs["no"] + runs["yes"]}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +56,8 @@ def test_runs(tmp_path):
         ({"methods": ["magic"]}, "Unknown method 'magic'"),
         ({"rewards": ["gold"]}, "Unknown reward 'gold'"),
         ({"rewards": []}, "at least one reward"),
+        ({"reuse_data": "maybe"}, "reuse_data must be one of"),
+        ({"reuse_data": "yes", "methods": ["scratch"]}, "nothing to use again"),
         ({"steps": 0}, "steps"),
         ({"report_only": True}, "nothing to report"),
     ],

@@ -28,6 +28,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_exdm.envs import CONTROL_ENV_IDS, ControlTask, SB3VecEnv, expert_return
 from sb3_exdm.envs.urlb import TASKS, VECTORISED_DOMAINS
+from sb3_exdm.finetune import relabel
+from sb3_exdm.presets import make_training_env
 
 MISSING = [name for name in ("dm_control", "mujoco", "shimmy") if importlib.util.find_spec(name) is None]
 if MISSING:
@@ -43,9 +45,9 @@ from dm_control.suite.utils import randomizers  # noqa: E402
 from dm_env import specs  # noqa: E402
 
 from sb3_exdm.envs.control import ControlEnv, ControlVectorEnv, ControlWrapper  # noqa: E402
+from sb3_exdm.envs.control.hindsight import BODIES, HindsightTask  # noqa: E402
 from sb3_exdm.envs.control.pictures import NO_OPENGL  # noqa: E402
 from sb3_exdm.envs.control.spaces import FlatObservations, ScaledActions  # noqa: E402
-from sb3_exdm.envs.control.vector_env import BODIES  # noqa: E402
 
 WALKER, QUADRUPED, HOPPER = "URLB/walker-walk-v0", "URLB/quadruped-walk-v0", "URLB/hopper-hop-v0"
 JACO = "URLB/jaco-reach_top_left-v0"
@@ -566,6 +568,77 @@ class Lying:
 
     def torso_upright(self) -> np.float64:
         return np.float64(0)
+
+
+class TestHindsight:
+    """Rewards of recorded transitions against those that were paid."""
+
+    @pytest.mark.parametrize(
+        "env_id", [task.env_id for task in TASKS.values() if task.domain in BODIES and task.name != "jump"]
+    )
+    def test_recorded_states_are_worth_what_they_were_paid(self, env_id):
+        envs = gym.make_vec(env_id, 3, vectorization_mode="vector_entry_point")
+        envs.reset(seed=0)
+        steps = [envs.step(actions) for actions in random_actions(150, *envs.action_space.shape)]
+        observations, paid = (np.concatenate([step[i] for step in steps]) for i in (0, 1))
+        assert paid.std() > 1e-5
+        for task in (envs.task, made(env_id).get_wrapper_attr("task")):
+            np.testing.assert_allclose(task.compute_rewards(observations, None, observations), paid, atol=1e-6)
+
+    def test_of_every_pose(self):
+        """Also of a body that has turned over many times, on its head, and in flight."""
+        env = made(WALKER).unwrapped
+        physics, rng = env.dm_env.physics, np.random.default_rng(0)
+        observations, paid = [], []
+        for _ in range(200):
+            with physics.reset_context():
+                randomizers.randomize_limited_and_rotational_joints(physics, np.random.RandomState(rng.integers(1 << 30)))
+                physics.named.data.qpos["rooty"] = rng.uniform(-20, 20)
+                physics.named.data.qpos["rootz"] = rng.uniform(-1, 3)
+                physics.named.data.qpos["rootx"] = rng.uniform(-50, 50)
+                physics.data.qvel[:] = rng.normal(0, 3, 9)
+            parts = env.dm_env.task.get_observation(physics)
+            observations.append(env._env.flat(parts))
+            paid.append(env.dm_env.task.get_reward(physics))
+        assert np.std(paid) > 0.05
+        np.testing.assert_allclose(env.task.compute_rewards(None, None, np.array(observations)), paid, atol=1e-5)
+
+    def test_what_observations_do_not_say(self):
+        with pytest.raises(ValueError, match="do not say what 'jump' pays for"):
+            HindsightTask("quadruped", "jump").compute_rewards(None, None, np.zeros((2, 78)))
+
+    def test_observations_of_another_body(self):
+        with pytest.raises(ValueError, match=r"shape \(n, 24\), got \(2, 15\)"):
+            HindsightTask("walker", "walk").compute_rewards(None, None, np.zeros((2, 15)))
+
+    @pytest.mark.parametrize("vec_env", ["auto", "dummy", "subproc"])
+    def test_relabelling(self, vec_env):
+        """One exploration, another task."""
+        env = make_training_env("URLB/walker-run-v0", 2, 0, vec_env=vec_env)
+        observations = np.stack([env.reset()[0], env.step(np.zeros((2, 6)))[0][1]])
+        blank = {
+            "observations": observations,
+            "actions": np.zeros((2, 6), np.float32),
+            "next_observations": observations,
+            **{key: np.array([False, True]) for key in ("terminated", "truncated")},
+        }
+        blank["terminated"][:] = False
+        try:
+            told = relabel(blank, env)
+        finally:
+            env.close()
+        expected = HindsightTask("walker", "run").compute_rewards(None, None, observations)
+        np.testing.assert_allclose(told["rewards"], expected, rtol=1e-6)
+        assert told["truncated"].tolist() == [False, True] and not told["terminated"].any()
+
+    def test_jaco_has_none(self):
+        """Its observations hold the brick of the task that was explored."""
+        with pytest.raises(ValueError, match="no attribute `task`"):
+            relabel(
+                {key: np.zeros((2, 1)) for key in ("observations", "next_observations", "actions")}
+                | {key: np.zeros(2, bool) for key in ("terminated", "truncated")},
+                DummyVecEnv([lambda: made(JACO)]),
+            )
 
 
 class TestVectorEnv:

@@ -118,6 +118,29 @@ def test_conditional_model_samples_what_its_condition_says():
     assert th.allclose(samples.view(200, 2).mean(0), th.tensor([-1.0, 1.0]), atol=0.15)
 
 
+def test_error_of_the_data_is_that_of_the_noise_in_other_units():
+    """At one level they differ by a factor; over all levels, only the former counts what is predicted out of pure noise."""
+    data = th.randn(64, 2, generator=th.Generator().manual_seed(0))
+    one_level = [DiffusionModel(2, noise_ratios=(3.0, 3.0), seed=0) for _ in range(2)]
+    of_noise, of_data = (model.loss(data, error_of=kind) for model, kind in zip(one_level, ("noise", "data"), strict=True))
+    th.testing.assert_close(of_data, 9.0 * of_noise)
+
+
+def test_what_the_condition_decides_is_learned_faster_by_the_error_of_the_data():
+    generator = th.Generator().manual_seed(0)
+    condition = th.rand(2000, 2, generator=generator) * 2 - 1
+    decided = th.sin(3.0 * condition)
+    errors = {}
+    for kind in ("noise", "data"):
+        model = DiffusionModel(2, 2, net_arch=(64, 64), learning_rate=3e-3, seed=0)
+        for _ in range(800):
+            rows = th.randint(2000, (256,), generator=generator)
+            model.fit(decided[rows], condition[rows], error_of=kind)
+        sample = model.sample(500, condition[:500], n_sampling_steps=5, grid="quadratic", noise=th.zeros(500, 2))
+        errors[kind] = (sample - decided[:500]).square().mean().sqrt().item()
+    assert errors["data"] < 0.2 and errors["data"] < 0.5 * errors["noise"], errors
+
+
 def test_same_seed_same_weights_and_samples_and_global_generator_untouched():
     before = th.get_rng_state()
     models = [DiffusionModel(2, seed=3) for _ in range(2)]
@@ -142,5 +165,7 @@ def test_bad_arguments_are_refused():
         DiffusionModel(0)
     with pytest.raises(ValueError, match="increasing order"):
         DiffusionModel(2, noise_ratios=(1.0, 0.1))
+    with pytest.raises(ValueError, match="'pixels'; choose one of noise, data"):
+        DiffusionModel(2).loss(th.zeros(4, 2), error_of="pixels")
     with pytest.raises(ValueError, match="beta_min"):
         VPSchedule(1.0, 0.5)

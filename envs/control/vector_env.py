@@ -12,13 +12,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from . import hopper, quadruped, walker
-from .body import Body
+from .hindsight import BODIES, HindsightTask
 from .pictures import needs_opengl
 from .spaces import FlatObservations, ScaledActions
-
-BODIES: dict[str, Body] = {"walker": walker.BODY, "quadruped": quadruped.BODY, "hopper": hopper.BODY}
-"""The bodies that can be stepped together."""
 
 
 class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -31,7 +27,7 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     :param num_envs: number of copies
     :param max_episode_steps: episodes are truncated after this many steps
-    :param domain: the body, a key of :data:`BODIES`
+    :param domain: the body, a key of :data:`~sb3_exdm.envs.control.hindsight.BODIES`
     :param task: what it is rewarded for
     :param autoreset_mode: what happens to a sub-env whose episode ended, see Gymnasium
     :param render_mode: ``"rgb_array"`` (one picture a sub-env) or None
@@ -67,6 +63,7 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if domain not in BODIES:
             raise ValueError(f"{domain!r} cannot be stepped together; choose one of {', '.join(BODIES)}.")
         body = BODIES[domain]
+        self.task = HindsightTask(domain, task)
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         self.autoreset_mode = AutoresetMode(autoreset_mode)

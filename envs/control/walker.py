@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import mujoco
 import numpy as np
 from dm_control.mujoco import Physics
+from dm_control.mujoco.wrapper.mjbindings import enums
 from dm_control.rl.control import Environment
 from dm_control.suite import walker
 from dm_control.utils.rewards import tolerance
 
-from .body import Body, Reader
+from .body import Body, Reader, quantities_of_states
 
 STAND_HEIGHT = 1.2
 """Height of the torso that counts as standing, m."""
@@ -102,10 +104,35 @@ def reader(physics: Physics) -> Reader:
     return read
 
 
+def recall(physics: Physics, observations: np.ndarray) -> np.ndarray:
+    """
+    The observation says which way every part of the body points, how high it is and how it moves: all but where it is on the
+    ground, which no task pays for.
+    """
+    model, data = physics.model, physics.data
+    data.qpos[:] = 0.0
+    mujoco.mj_kinematics(model.ptr, data.ptr)
+    hinges = {int(model.jnt_bodyid[i]): i for i in range(model.njnt) if model.jnt_type[i] == enums.mjtJoint.mjJNT_HINGE}
+    n_parts = model.nbody - 1
+    torso, rootz = model.name2id("torso", "body"), model.name2id("rootz", "joint")
+    at_rest = np.arctan2(data.xmat[:, 2], data.xmat[:, 0])  # the angle about y
+    pitch = np.zeros((len(observations), model.nbody))
+    pitch[:, 1:] = np.arctan2(observations[:, 1 : 2 * n_parts : 2], observations[:, 0 : 2 * n_parts : 2])
+    qpos = np.zeros((len(observations), model.nq))
+    for part, joint in hinges.items():
+        parent = model.body_parentid[part]
+        turned = (pitch[:, part] - pitch[:, parent]) - (at_rest[part] - at_rest[parent])
+        wrapped = (turned + np.pi) % (2 * np.pi) - np.pi
+        qpos[:, model.jnt_qposadr[joint]] = model.jnt_axis[joint, 1] * wrapped
+    qpos[:, model.jnt_qposadr[rootz]] = observations[:, 2 * n_parts] - data.xpos[torso, 2]
+    return quantities_of_states(BODY, physics, qpos, observations[:, 2 * n_parts + 1 :], observations.shape[1])
+
+
 BODY = Body(
     make,
     reader,
     n_quantities=4,
+    recall=recall,
     rewards={
         "stand": lambda height, upright, speed, momentum: stand_reward(height, upright),
         "walk": lambda height, upright, speed, momentum: move_reward(height, upright, speed, SPEEDS["walk"]),

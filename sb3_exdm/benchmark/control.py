@@ -6,13 +6,23 @@ holds the first seeds of everything.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from sb3_exdm.benchmark.aggregate import report
 from sb3_exdm.benchmark.report import check_seeds, markdown_table, write_text
-from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, run_and_collect, short_name
+from sb3_exdm.benchmark.runs import (
+    METHODS,
+    REUSE,
+    Adaptation,
+    Exploration,
+    check_any,
+    check_reuse,
+    run_and_collect,
+    short_name,
+)
 from sb3_exdm.benchmark.sweep import check_sweep
 from sb3_exdm.envs.urlb import TASKS
 from sb3_exdm.exploration.checks import check_integers
@@ -30,6 +40,7 @@ def run_control_sweep(
     rewards: Sequence[str] = ("score", "rnd"),
     methods: Sequence[str] = ("gaussian", "select", "scratch"),
     seeds: Sequence[int] = range(3),
+    reuse_data: str = "no",
     steps: int = 50_000,
     pretrain_steps: int = 200_000,
     jobs: int = 2,
@@ -39,11 +50,13 @@ def run_control_sweep(
     Run what is missing of a sweep, then report it: normalised scores and their aggregates (see
     :func:`~sb3_exdm.benchmark.aggregate.report`), and how much is lost when fine-tuning starts.
 
-    :param out: folder of the sweep; the report goes to ``<out>/report``
+    :param out: folder of the sweep; the report goes to ``<out>/report``, or, where data are reused, ``<out>/report-reuse``
     :param domain: the body, ``"walker"``, ``"quadruped"`` or ``"jaco"``
     :param rewards: names of intrinsic rewards, each with a pre-training of its own, in the body's first task
     :param methods: some of :data:`~sb3_exdm.benchmark.runs.METHODS`
     :param seeds: seeds, of the pre-training as well
+    :param reuse_data: ``"no"``, ``"yes"`` or ``"both"``: begin with the transitions of the pre-training, worth what the task
+        would have paid; from scratch there is nothing to use again
     :param steps: environment steps of a run of fine-tuning
     :param pretrain_steps: environment steps of a pre-training
     :param jobs: processes, each with one thread
@@ -57,9 +70,10 @@ def run_control_sweep(
     check_sweep(out, jobs)
     check_integers(steps=(steps, 1), pretrain_steps=(pretrain_steps, 1))
     seeds = check_seeds(seeds)
-    explorations, adaptations = _runs(out, domain, rewards, methods, seeds, steps, pretrain_steps)
+    explorations, adaptations = _runs(out, domain, rewards, methods, seeds, reuse_data, steps, pretrain_steps)
     complete = run_and_collect(out, explorations, adaptations, seeds, jobs, report_only)
-    text = report([run.folder for run in complete], out / "report", "normalized_score")
+    report_folder = out / ("report" if reuse_data == "no" else "report-reuse")
+    text = report([run.folder for run in complete], report_folder, "normalized_score")
     text = "\n\n".join(
         [
             f"{len(complete)} of {len(adaptations)} runs are complete: {pretrain_steps:,} steps without a reward, then "
@@ -69,7 +83,7 @@ def run_control_sweep(
             _start_table(complete),
         ]
     )
-    write_text(out / "report" / "report.md", text)
+    write_text(report_folder / "report.md", text)
     return text
 
 
@@ -79,6 +93,7 @@ def _runs(
     rewards: Sequence[str],
     methods: Sequence[str],
     seeds: Sequence[int],
+    reuse_data: str,
     steps: int,
     pretrain_steps: int,
 ) -> tuple[list[Exploration], list[Adaptation]]:
@@ -94,6 +109,7 @@ def _runs(
             raise ValueError(f"A sweep needs at least one {kind}.")
         if unknown := [name for name in given if name not in known]:
             raise ValueError(f"Unknown {kind} {unknown[0]!r}; choose among {', '.join(known)}.")
+    check_reuse(reuse_data)
     explorations = [
         Exploration(env_ids[0], seed, pretrain_steps, out / f"{domain}-{reward}-{seed}", reward)
         for seed in seeds
@@ -104,8 +120,12 @@ def _runs(
     for seed in seeds:
         for env_id in env_ids:
             for method in dict.fromkeys(methods):
-                for reward in [None] if method == "scratch" else dict.fromkeys(rewards):
-                    name = "-".join([short_name(env_id), method, *([reward] if reward else []), str(seed)])
+                starts: list[tuple[str | None, bool]] = list(product(dict.fromkeys(rewards), REUSE[reuse_data]))
+                if method == "scratch":
+                    starts = [(None, False)] if False in REUSE[reuse_data] else []
+                for reward, reuse in starts:
+                    how = [*([reward] if reward else []), *(["reuse"] if reuse else [])]
+                    name = "-".join([short_name(env_id), method, *how, str(seed)])
                     pretrained = None if reward is None else out / f"{domain}-{reward}-{seed}"
                     adaptations.append(
                         Adaptation(
@@ -115,10 +135,12 @@ def _runs(
                             steps,
                             pretrained,
                             out / name,
+                            reuse,
                             n_eval_episodes=N_EVAL_EPISODES,
                             export_steps=0,
                         )
                     )
+    check_any(adaptations)
     return explorations, adaptations
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sb3_exdm.benchmark.finetune_report import draw, make_report, table_rows
 from sb3_exdm.benchmark.report import check_seeds, write_csv, write_text
-from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, run_and_collect
+from sb3_exdm.benchmark.runs import METHODS, REUSE, Adaptation, Exploration, check_any, check_reuse, run_and_collect
 from sb3_exdm.benchmark.sweep import check_sweep, is_complete
 from sb3_exdm.envs import MazeLayout
 from sb3_exdm.exploration.checks import check_integers
@@ -26,8 +26,6 @@ ENV_KWARGS: dict[str, Any] = {
 }
 """The task."""
 N_EVAL_EPISODES = 50
-REUSE = {"both": (False, True), "no": (False,), "yes": (True,)}
-"""Values of ``reuse_data=`` and which runs they ask for."""
 
 
 def env_id(maze: str) -> str:
@@ -97,8 +95,7 @@ def _runs(
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise ValueError(f"Unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
-    if reuse_data not in REUSE:
-        raise ValueError(f"reuse_data must be one of {', '.join(REUSE)}, got {reuse_data!r}.")
+    check_reuse(reuse_data)
     names = list(dict.fromkeys(MazeLayout.load(maze).name for maze in mazes))
     adaptations = [
         Adaptation(
@@ -118,8 +115,7 @@ def _runs(
         for reuse in REUSE[reuse_data]
         if not (reuse and method == "scratch")
     ]
-    if not adaptations:
-        raise ValueError("From scratch there is nothing to use again; name other methods, or reuse_data='no'.")
+    check_any(adaptations)
     needed = {run.pretrained for run in adaptations}
     explorations = [
         Exploration(env_id(maze), seed, pretrain_steps, folder)

@@ -17,6 +17,8 @@ from sb3_exdm.recipes import finetune, pretrain
 
 METHODS = (*OPERATORS, "gaussian", "scratch")
 """The operators; the Gaussian that explored, improved by the algorithm that trained it; the same without pre-training."""
+REUSE = {"both": (False, True), "no": (False,), "yes": (True,)}
+"""Values of ``reuse_data=`` and which runs they ask for."""
 N_ENVS = 8
 EVAL_FREQ = 2500
 OFFLINE_UPDATES = 5000
@@ -155,6 +157,18 @@ class Adaptation:
             eval_freq=EVAL_FREQ,
             progress_bar=False,
         )
+
+
+def check_reuse(reuse_data: str) -> None:
+    """:raises ValueError: if this is no key of :data:`REUSE`"""
+    if reuse_data not in REUSE:
+        raise ValueError(f"reuse_data must be one of {', '.join(REUSE)}, got {reuse_data!r}.")
+
+
+def check_any(adaptations: Sequence[Adaptation]) -> None:
+    """:raises ValueError: if there is no run, which is so where learning from scratch shall use data again"""
+    if not adaptations:
+        raise ValueError("From scratch there is nothing to use again; name other methods, or reuse_data='no'.")
 
 
 def in_order(

@@ -121,6 +121,8 @@ class BenchmarkControl:
     """Operators of the diffusion policy; gaussian for the agent that explored, scratch for one that did not."""
     seeds: Annotated[int, arg(metavar="N")] = 3
     """Seeds 0 to N-1, of pre-training and of fine-tuning."""
+    reuse_data: Annotated[str, arg(metavar="{both,yes,no}")] = "no"
+    """Whether to begin with the transitions of the pre-training."""
     steps: Annotated[int, arg(metavar="N")] = 50_000
     """Environment steps of a run of fine-tuning."""
     pretrain_steps: Annotated[int, arg(metavar="N")] = 200_000
@@ -141,6 +143,7 @@ class BenchmarkControl:
                 self.rewards,
                 self.methods,
                 range(self.seeds),
+                self.reuse_data,
                 self.steps,
                 self.pretrain_steps,
                 self.jobs,

@@ -12,6 +12,9 @@ from sb3_exdm.diffusion.schedule import VPSchedule, stratified_levels
 from sb3_exdm.diffusion.solver import integrate, solver_steps
 from sb3_exdm.diffusion.trainable import Trainable
 
+ERRORS = ("noise", "data")
+"""What the error of a prediction can be measured in."""
+
 
 class DiffusionModel(Trainable):
     r"""
@@ -112,8 +115,9 @@ class DiffusionModel(Trainable):
         *,
         weight: th.Tensor | None = None,
         target: Callable[[th.Tensor, th.Tensor], th.Tensor] | None = None,
+        error_of: str = "noise",
     ) -> th.Tensor:
-        """
+        r"""
         The mean denoising error of a minibatch, differentiable in the weights.
 
         :param x: data, ``(batch, dim)``
@@ -121,14 +125,21 @@ class DiffusionModel(Trainable):
         :param weight: how much each row counts, ``(batch,)``; equally by default
         :param target: maps noisy samples ``(batch, dim)`` and log signal-to-noise ratios ``(batch,)`` to the noise that
             shall be predicted, for distillation; by default the noise that was added
+        :param error_of: whose error counts, a name in :data:`ERRORS`: ``"noise"`` or ``"data"``, which is
+            :math:`(\sigma_t / \alpha_t)^2` times that of the noise. Where the condition decides the data, as a deterministic
+            policy decides actions, they must be predicted out of pure noise, and that error of the noise hardly counts.
         :return: a scalar
         """
+        if error_of not in ERRORS:
+            raise ValueError(f"Unknown error_of {error_of!r}; choose one of {', '.join(ERRORS)}.")
         x_t, noise, log_snr = self.noised(x)
         if target is not None:
             noise = target(x_t, log_snr)
         alpha, sigma = self.levels(log_snr)
         self.network.train()
         error = denoising_error(self.network(x_t, alpha, sigma, log_snr, condition), noise)
+        if error_of == "data":
+            error = (sigma / alpha).square() * error
         return error.mean() if weight is None else (weight * error).mean()
 
     def fit(
@@ -138,13 +149,14 @@ class DiffusionModel(Trainable):
         *,
         weight: th.Tensor | None = None,
         target: Callable[[th.Tensor, th.Tensor], th.Tensor] | None = None,
+        error_of: str = "noise",
     ) -> th.Tensor:
         """
         One step of Adam on the :meth:`loss` of a minibatch; the arguments are the same.
 
         :return: the loss, a scalar
         """
-        loss = self.loss(x, condition, weight=weight, target=target)
+        loss = self.loss(x, condition, weight=weight, target=target, error_of=error_of)
         self.descend(loss)
         return loss.detach()
 

@@ -34,7 +34,7 @@ def distil(
     actor = DiffusionActor(
         policy.observation_space,
         policy.action_space,
-        **{**policy.actor.config, "learning_rate": 1e-3},
+        **{**policy.actor.config, "learning_rate": 3e-3},
         seed=seed,
         device=policy.device,
     )
@@ -51,5 +51,6 @@ def distil(
         gradient_steps,
         batch_size,
         fit_features=False,
+        error_of="data",
     )
     return actor

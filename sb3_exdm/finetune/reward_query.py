@@ -22,9 +22,10 @@ def relabel(
     """
     The same transitions with the rewards of a task.
 
-    Without ``reward_fn`` the environment must offer Gymnasium's convention for goals in an attribute ``task``, as the mazes
-    do: ``task.goal``, ``task.compute_reward(achieved_goal, desired_goal, info)`` and, if episodes can end at the goal,
-    ``task.compute_terminated``; what was achieved is the next observation.
+    Without ``reward_fn`` the environment must have an attribute ``task``. It offers either
+    ``task.compute_rewards(observations, actions, next_observations)``, as the bodies do, or Gymnasium's convention for goals,
+    as the mazes do: ``task.goal``, ``task.compute_reward(achieved_goal, desired_goal, info)`` and, if episodes can end at the
+    goal, ``task.compute_terminated``; what was achieved is the next observation.
 
     Where the task is over the transition counts as terminated, though the recorded episode went on. Where only the recorded
     episode was over it counts as truncated. If nobody says where the task is over, ``terminated`` is left as it is.
@@ -46,8 +47,15 @@ def relabel(
         rewards, over = answer if isinstance(answer, tuple) else (answer, None)
         source = "reward_fn"
     else:
-        rewards, over = _ask_task(_find_task(env), transitions["next_observations"])
-        source = "task.compute_reward"
+        task = _find_task(env)
+        if hasattr(task, "compute_rewards"):
+            rewards = task.compute_rewards(
+                transitions["observations"], transitions["actions"], transitions["next_observations"]
+            )
+            over, source = None, "task.compute_rewards"
+        else:
+            rewards, over = _ask_task(task, transitions["next_observations"])
+            source = "task.compute_reward"
     rewards = np.asarray(rewards, dtype=np.float32)
     before = np.asarray(transitions["terminated"], dtype=bool)
     terminated = before if over is None else np.asarray(over, dtype=bool)
@@ -68,9 +76,16 @@ def _find_task(env: VecEnv | None) -> Any:
     if isinstance(env.observation_space, spaces.Dict):
         raise ValueError(f"Goals in Dict observations are not supported. {PASS_A_FUNCTION}")
     tasks = env.get_attr("task") if env.has_attr("task") else []
+    if tasks and callable(getattr(tasks[0], "compute_rewards", None)):
+        if any(task != tasks[0] for task in tasks[1:]):
+            raise ValueError(
+                f"The sub-environments have different tasks: the transitions have no single reward. {PASS_A_FUNCTION}"
+            )
+        return tasks[0]
     if not tasks or not callable(getattr(tasks[0], "compute_reward", None)) or not hasattr(tasks[0], "goal"):
         raise ValueError(
-            "The environment cannot say what a transition would have been worth: it has no attribute `task` with `goal` and "
+            "The environment cannot say what a transition would have been worth: it has no attribute `task` with "
+            "`compute_rewards(observations, actions, next_observations)`, or with `goal` and "
             f"`compute_reward(achieved_goal, desired_goal, info)`. {PASS_A_FUNCTION}"
         )
     if any(not np.array_equal(task.goal, tasks[0].goal) for task in tasks[1:]):

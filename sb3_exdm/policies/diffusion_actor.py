@@ -144,6 +144,7 @@ class DiffusionActor(nn.Module):
         batch_size: int = 512,
         *,
         fit_features: bool = True,
+        error_of: str = "noise",
         progress_bar: bool = False,
     ) -> dict[str, float]:
         """
@@ -155,6 +156,8 @@ class DiffusionActor(nn.Module):
         :param gradient_steps: steps of Adam
         :param batch_size: rows of a minibatch
         :param fit_features: standardise with the moments of ``observations``; False keeps those there are
+        :param error_of: whose error counts, see :meth:`~sb3_exdm.diffusion.DiffusionModel.loss`; ``"data"`` for behaviour that
+            is deterministic
         :param progress_bar: show a progress bar on a terminal
         :return: ``policy_loss``, the mean denoising error of the last tenth of the steps
         :raises ValueError: if shapes do not fit or values are not finite
@@ -177,7 +180,7 @@ class DiffusionActor(nn.Module):
         for step in tqdm(range(gradient_steps), unit="step", disable=None if progress_bar else True, desc="policy"):
             set_learning_rate(self.optimizer, self.config["learning_rate"] * cosine_decay(step / gradient_steps))
             drawn = th.randint(len(targets), (batch_size,), generator=self.model.generator, device=self.device)
-            loss = self.model.fit(targets[drawn], features[drawn])
+            loss = self.model.fit(targets[drawn], features[drawn], error_of=error_of)
             if step >= 0.9 * gradient_steps:
                 losses.append(loss)
         set_learning_rate(self.optimizer, self.config["learning_rate"])
