@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -285,6 +286,10 @@ def test_sac_aims_at_more_entropy_than_usual_in_any_dimension():
 )
 def test_examples_run(name, arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    if name == "dmc_walker":  # what fine-tuning does before and after its steps would take a minute or two
+        quick = partial(sb3_exdm.finetune, offline_updates=20, critic_updates=20, export_steps=20, n_eval_episodes=1)
+        monkeypatch.setattr(sb3_exdm, "finetune", quick)
+        monkeypatch.setattr(sb3_exdm, "pretrain", partial(sb3_exdm.pretrain, policy_steps=20))
     path = ROOT / "examples" / f"{name}.py"
     assert len(path.read_text().splitlines()) <= 60
     spec = importlib.util.spec_from_file_location(name, path)
