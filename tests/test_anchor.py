@@ -151,6 +151,11 @@ class TestAnchor:
         with pytest.raises(ValueError, match="DQN has none"):
             ActorAnchor(model, 1.0)
 
+    @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
+    def test_bad_strengths(self, strength):
+        with pytest.raises(ValueError, match="strength must be finite and at least 0"):
+            ActorAnchor(make_model(), strength)
+
 
 class Strengths(BaseCallback):
     """The strength of the anchor while each rollout is collected, and so in the updates that follow the one before."""
@@ -192,6 +197,11 @@ class TestWarmUp:
         model = make_model()
         model.learn(24, callback=WarmUpCallback(critic_updates=5, anchor_steps=100))
         assert model._n_updates == 5 + 4
+
+    @pytest.mark.parametrize("name", ["offline_updates", "critic_updates", "anchor_steps"])
+    def test_bad_numbers(self, name):
+        with pytest.raises(ValueError, match=f"{name} must be .*-1"):
+            WarmUpCallback(**{name: -1})
 
     def test_refuses_what_has_no_actor(self):
         model = DQN("MlpPolicy", "CartPole-v1", device="cpu", buffer_size=100, learning_starts=5)

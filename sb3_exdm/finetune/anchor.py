@@ -23,13 +23,15 @@ class ActorAnchor:
 
     :param model: SAC, TD3, DDPG or another off-policy algorithm with an actor and a critic
     :param strength: weight of the divergence, at least 0; may be changed at any time
-    :raises ValueError: if the algorithm has no actor
+    :raises ValueError: if the algorithm has no actor, or for a strength out of range
     """
 
     def __init__(self, model: OffPolicyAlgorithm, strength: float) -> None:
         policy: Any = model.policy
         if not hasattr(policy, "make_actor"):
             raise ValueError(f"Only an actor can be held, and {type(model).__name__} has none.")
+        if not 0.0 <= strength < float("inf"):
+            raise ValueError(f"strength must be finite and at least 0, got {strength}.")
         self.model = model
         self.strength = strength
         self._actor = policy.actor

@@ -4,6 +4,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.finetune.anchor import ActorAnchor
 from sb3_exdm.finetune.replay_buffer import FinetuneReplayBuffer
 
@@ -25,12 +26,16 @@ class WarmUpCallback(BaseCallback):
     :param anchor_steps: steps, from the beginning of learning, after which the actor is free; it is not held where there are
         offline transitions
     :param uniform: act uniformly all the same, and learn as usual, for an agent that is not pre-trained
+    :raises ValueError: for numbers out of range, or if the algorithm is not off-policy
     """
 
     def __init__(
         self, offline_updates: int = 5000, critic_updates: int = 0, anchor_steps: int = 0, uniform: bool = False
     ) -> None:
         super().__init__()
+        check_integers(
+            offline_updates=(offline_updates, 0), critic_updates=(critic_updates, 0), anchor_steps=(anchor_steps, 0)
+        )
         self.offline_updates = offline_updates
         self.critic_updates = critic_updates
         self.anchor_steps = anchor_steps
