@@ -235,6 +235,19 @@ def test_runs_with_other_settings_are_not_pooled(tmp_path):
     ]
 
 
+def test_settings_that_did_not_exist_yet_are_none(tmp_path):
+    make_run(tmp_path / "s" / "before", seed=0)
+    make_run(tmp_path / "s" / "since", seed=1, anchor_steps=0)
+    report([tmp_path / "s"], tmp_path / "out", reps=20)
+    assert methods_of(tmp_path / "out") == ["diffusion select, pre-trained"]
+    make_run(tmp_path / "s" / "other", seed=2, anchor_steps=100)
+    report([tmp_path / "s"], tmp_path / "out", reps=20)
+    assert methods_of(tmp_path / "out") == [
+        "diffusion select, pre-trained",
+        "diffusion select, pre-trained, anchor_steps=100",
+    ]
+
+
 def test_arguments_of_the_environment_make_another_task(tmp_path):
     kwargs = [{"terminate_on_success": True}, {"terminate_on_success": True, "goal_cell": "farthest"}]
     runs = [make_run(tmp_path / f"{i}", env_kwargs=kwargs[i]) for i in (0, 1)]

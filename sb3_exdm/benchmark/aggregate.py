@@ -240,7 +240,8 @@ def _steps(run: _Run) -> dict[str, str]:
 
 
 def _settings(run: _Run) -> dict[str, str]:
-    settings = _flat({key: run.facts[key] for key in _SETTINGS if key in run.facts})
+    # What is 0 says the same as nothing, as it is in runs from before there was such a setting.
+    settings = _flat({key: run.facts[key] for key in _SETTINGS if run.facts.get(key)})
     settings.pop("algo_kwargs.policy_kwargs.pretrained", None)  # a folder, another one for each seed
     return settings
 
