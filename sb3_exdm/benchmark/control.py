@@ -6,7 +6,6 @@ holds the first seeds of everything.
 """
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -116,30 +115,29 @@ def _runs(
         for reward in dict.fromkeys(rewards)
         if set(methods) != {"scratch"}
     ]
-    adaptations = []
-    for seed in seeds:
-        for env_id in env_ids:
-            for method in dict.fromkeys(methods):
-                starts: list[tuple[str | None, bool]] = list(product(dict.fromkeys(rewards), REUSE[reuse_data]))
-                if method == "scratch":
-                    starts = [(None, False)] if False in REUSE[reuse_data] else []
-                for reward, reuse in starts:
-                    how = [*([reward] if reward else []), *(["reuse"] if reuse else [])]
-                    name = "-".join([short_name(env_id), method, *how, str(seed)])
-                    pretrained = None if reward is None else out / f"{domain}-{reward}-{seed}"
-                    adaptations.append(
-                        Adaptation(
-                            env_id,
-                            method,
-                            seed,
-                            steps,
-                            pretrained,
-                            out / name,
-                            reuse,
-                            n_eval_episodes=N_EVAL_EPISODES,
-                            export_steps=0,
-                        )
-                    )
+    starts = [
+        (method, reward, reuse)
+        for method in dict.fromkeys(methods)
+        for reward in ([None] if method == "scratch" else dict.fromkeys(rewards))
+        for reuse in REUSE[reuse_data]
+        if not (reuse and method == "scratch")
+    ]
+    adaptations = [
+        Adaptation(
+            env_id,
+            method,
+            seed,
+            steps,
+            None if reward is None else out / f"{domain}-{reward}-{seed}",
+            out / "-".join(filter(None, [short_name(env_id), method, reward, "reuse" if reuse else None, str(seed)])),
+            reuse,
+            n_eval_episodes=N_EVAL_EPISODES,
+            export_steps=0,
+        )
+        for seed in seeds
+        for env_id in env_ids
+        for method, reward, reuse in starts
+    ]
     check_any(adaptations)
     return explorations, adaptations
 
