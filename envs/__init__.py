@@ -18,7 +18,7 @@ from .maze2d import (
     PointMassDynamics,
 )
 from .sb3_vec_env import SB3VecEnv
-from .urlb import TASKS, VECTORISED_DOMAINS, ControlTask, expert_return
+from .urlb import TASKS, VECTORIZED_DOMAINS, ControlTask, expert_return
 
 MAZE_ENV_IDS: tuple[str, ...] = tuple(f"Maze2d-{name}-v0" for name in MAZE_NAMES)
 """Ids of the mazes, in the order of ``MAZE_NAMES``."""
@@ -60,11 +60,11 @@ def register_control() -> None:
     """Register the tasks of URLB with Gymnasium, those that are not registered yet. Imports nothing that they need."""
     for env_id, task in TASKS.items():
         if env_id not in gym.registry:
-            is_vectorised = task.domain in VECTORISED_DOMAINS
+            is_vectorized = task.domain in VECTORIZED_DOMAINS
             gym.register(
                 id=env_id,
                 entry_point=f"{__name__}.control:ControlEnv",
-                vector_entry_point=f"{__name__}.control:ControlVectorEnv" if is_vectorised else None,
+                vector_entry_point=f"{__name__}.control:ControlVectorEnv" if is_vectorized else None,
                 max_episode_steps=task.max_episode_steps,
                 kwargs={"domain": task.domain, "task": task.name},
             )

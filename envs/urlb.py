@@ -51,13 +51,13 @@ TASKS: dict[str, ControlTask] = {
 }
 """All tasks, by env id."""
 
-VECTORISED_DOMAINS = ("walker", "quadruped", "hopper")
+VECTORIZED_DOMAINS = ("walker", "quadruped", "hopper")
 """Bodies that :class:`~sb3_exdm.envs.control.ControlVectorEnv` steps."""
 
 
 def expert_return(env_id: str) -> float | None:
     """
-    What an expert reaches; ``return / expert_return`` is the normalised score of URLB.
+    What an expert reaches; ``return / expert_return`` is the normalized score of URLB.
 
     :param env_id: Any env id
     :return: The return of an episode, None where none is published

@@ -13,7 +13,7 @@ from sb3_exdm.plots import plot_runs
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """:return: normalised scores at the end, by the name of the run"""
+    """:return: normalized scores at the end, by the name of the run"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="URLB/walker-walk-v0", help="stand, walk, run and flip are the walker's")
     parser.add_argument("--pretrain-steps", type=int, default=200_000)
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     explored = sb3_exdm.pretrain(arguments.task, arguments.pretrain_steps, seed=seed, out=out / "explored", overwrite=True)
     scores = {}
     for name, pretrained in (("explored-data", explored.path), ("pretrained", explored.path), ("scratch", None)):
-        run = sb3_exdm.finetune(
+        run = sb3_exdm.finetuning(
             arguments.task,
             arguments.steps,
             pretrained=pretrained,

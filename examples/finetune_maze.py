@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for policy in ("diffusion", "gaussian"):
         for reuse_data in (False, True):
             name = f"{policy}-{'reuse' if reuse_data else 'fresh'}"
-            run = sb3_exdm.finetune(
+            run = sb3_exdm.finetuning(
                 pretrained=explored.path,
                 total_timesteps=arguments.steps,
                 policy=policy,

@@ -3,7 +3,7 @@ Reward-free exploration with diffusion models, for Gymnasium and Stable-Baseline
 
 Importing the package registers the environments of :mod:`sb3_exdm.envs` with Gymnasium, and ``"DiffusionPolicy"`` as the name
 of a policy of Stable-Baselines3's SAC, TD3 and DDPG.
-The function ``finetune`` hides the package of that name as an attribute; ``from sb3_exdm.finetune import ...`` still finds it.
+The function ``finetune`` hides the package of that name as an attribute; ``from sb3_exdm.finetuning import ...`` still finds it.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from sb3_exdm.exploration import (
     VecScoreRewardWrapper,
     load_reward,
 )
-from sb3_exdm.finetune import OPERATORS, DiffusionFinetuneCallback, FinetuneReplayBuffer
+from sb3_exdm.finetuning import OPERATORS, DiffusionFinetuneCallback, FinetuneReplayBuffer
 from sb3_exdm.metrics import BinCoverage, StateCoverage, state_coverage
 from sb3_exdm.policies import DiffusionActor, DiffusionPolicy, DiffusionTD3Policy
 from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain, record_video
-from sb3_exdm.run_folder import RunFolder, RunInterrupted
+from sb3_exdm.runs.folder import RunFolder, RunInterrupted
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
 

@@ -8,9 +8,9 @@ from gymnasium import spaces
 from stable_baselines3 import DDPG, DQN, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_exdm.finetune import WarmUpCallback
-from sb3_exdm.finetune.anchor import ActorAnchor
-from sb3_exdm.finetune.warm_up import ANCHOR_STRENGTH
+from sb3_exdm.finetuning import WarmUpCallback
+from sb3_exdm.finetuning.anchor import ActorAnchor
+from sb3_exdm.finetuning.gaussian import ANCHOR_STRENGTH
 
 
 class Reach(gym.Env):
@@ -19,8 +19,8 @@ class Reach(gym.Env):
     observation_space = spaces.Box(-np.inf, np.inf, (3,))
     action_space = spaces.Box(-1.0, 1.0, (2,))
 
-    def __init__(self, pay: float = 1.0) -> None:
-        self.pay = pay
+    def __init__(self, reward_step: float = 1.0) -> None:
+        self.reward_step = reward_step
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -29,16 +29,16 @@ class Reach(gym.Env):
 
     def step(self, action):
         self.step_count += 1
-        reward = -self.pay * float(np.abs(action - 0.8).sum())
+        reward = -self.reward_step * float(np.abs(action - 0.8).sum())
         return self._observation(), reward, self.step_count == 10, False, {}
 
     def _observation(self):
         return self.np_random.normal(size=3).astype(np.float32)
 
 
-def make_model(algorithm=SAC, pay: float = 1.0, **kwargs):
+def make_model(algorithm=SAC, reward_step: float = 1.0, **kwargs):
     settings = {"learning_starts": 20, "batch_size": 32, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [16]}}
-    return algorithm("MlpPolicy", Reach(pay), **{**settings, **kwargs})
+    return algorithm("MlpPolicy", Reach(reward_step), **{**settings, **kwargs})
 
 
 def move(actor) -> None:
@@ -174,7 +174,7 @@ class Strengths(BaseCallback):
 class TestWarmUp:
     def test_holds_from_the_beginning_of_learning_and_lets_go(self):
         model = make_model()
-        warm_up = WarmUpCallback(critic_updates=3, anchor_steps=40)
+        warm_up = WarmUpCallback(critic_updates=3, kl_steps=40)
         strengths = Strengths(warm_up)
         model.learn(80, callback=[warm_up, strengths])
         # Learning begins after more than 20 steps; the strength of a step is set at the end of the one before.
@@ -187,7 +187,7 @@ class TestWarmUp:
 
     def test_nothing_of_it_stays_when_learning_ends(self, tmp_path):
         model = make_model()
-        model.learn(40, callback=WarmUpCallback(anchor_steps=1000))
+        model.learn(40, callback=WarmUpCallback(kl_steps=1000))
         assert not model.actor.optimizer._optimizer_step_pre_hooks
         model.save(tmp_path / "model")
         SAC.load(tmp_path / "model", device="cpu")
@@ -195,10 +195,10 @@ class TestWarmUp:
     def test_the_critic_learns_alone_first(self):
         """The hook must not ask a frozen actor for gradients."""
         model = make_model()
-        model.learn(24, callback=WarmUpCallback(critic_updates=5, anchor_steps=100))
+        model.learn(24, callback=WarmUpCallback(critic_updates=5, kl_steps=100))
         assert model._n_updates == 5 + 4
 
-    @pytest.mark.parametrize("name", ["offline_updates", "critic_updates", "anchor_steps"])
+    @pytest.mark.parametrize("name", ["offline_updates", "critic_updates", "kl_steps"])
     def test_bad_numbers(self, name):
         with pytest.raises(ValueError, match=f"{name} must be .*-1"):
             WarmUpCallback(**{name: -1})
@@ -206,4 +206,4 @@ class TestWarmUp:
     def test_refuses_what_has_no_actor(self):
         model = DQN("MlpPolicy", "CartPole-v1", device="cpu", buffer_size=100, learning_starts=5)
         with pytest.raises(ValueError, match="DQN has none"):
-            model.learn(40, callback=WarmUpCallback(anchor_steps=20))
+            model.learn(40, callback=WarmUpCallback(kl_steps=20))

@@ -13,14 +13,14 @@ import pytest
 import torch as th
 from scipy.stats import spearmanr
 
+from examples.experiments.estimator import evaluate_reward, maze_density, mixture_density, rank_correlation, run_estimator
+from examples.experiments.throughput import maze_steps_per_second, run_throughput
 from sb3_exdm.benchmark import control_speed, coverage, throughput
 from sb3_exdm.benchmark.coverage import PAPER_COVERAGE, Run, run_sweep
-from sb3_exdm.benchmark.estimator import evaluate_reward, maze_density, mixture_density, rank_correlation, run_estimator
-from sb3_exdm.benchmark.report import bootstrap_interval, markdown_table, mean_std
-from sb3_exdm.benchmark.sweep import run_missing, run_one
-from sb3_exdm.benchmark.throughput import maze_steps_per_second, run_throughput
+from sb3_exdm.benchmark.execute import run_missing, run_one
+from sb3_exdm.benchmark.tables import bootstrap_interval, markdown_table, mean_std
 from sb3_exdm.envs import MAZE_NAMES, MazeLayout
-from sb3_exdm.finetune import OPERATORS
+from sb3_exdm.finetuning import OPERATORS
 from sb3_exdm.plots import read_run
 
 th.set_num_threads(1)

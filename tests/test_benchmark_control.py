@@ -8,10 +8,10 @@ import pytest
 from sb3_exdm.benchmark import control
 from sb3_exdm.benchmark import runs as runs_module
 from sb3_exdm.benchmark.control import _runs, run_control_sweep
-from sb3_exdm.benchmark.runs import short_name
-from sb3_exdm.benchmark.sweep import run_one
+from sb3_exdm.benchmark.execute import run_one
+from sb3_exdm.benchmark.plan import short_name
 from sb3_exdm.recipes import finetune, pretrain
-from sb3_exdm.run_folder import RunFolder
+from sb3_exdm.runs.folder import RunFolder
 
 # Not imported: whoever imports them first, without a screen, cannot render.
 if not all(find_spec(name) for name in ("shimmy", "dm_control", "rliable")):

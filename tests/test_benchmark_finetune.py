@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch as th
 
+from examples.experiments.adapting_speed import adapting_speed
 from sb3_exdm.benchmark import finetune as benchmark
 from sb3_exdm.benchmark import runs as runs_module
-from sb3_exdm.benchmark.adapting_speed import adapting_speed
+from sb3_exdm.benchmark.execute import run_one
 from sb3_exdm.benchmark.finetune import ENV_KWARGS, _runs, run_finetune_sweep
 from sb3_exdm.benchmark.finetune_report import _cell, _reached_table, _table
-from sb3_exdm.benchmark.runs import METHODS, Adaptation, Exploration, in_order
-from sb3_exdm.benchmark.sweep import run_one
-from sb3_exdm.finetune import OPERATORS
+from sb3_exdm.benchmark.plan import METHODS, Adaptation, Exploration, in_order
+from sb3_exdm.finetuning import OPERATORS
 from sb3_exdm.recipes import finetune, pretrain
-from sb3_exdm.recipes.evaluate import default_n_episodes
-from sb3_exdm.run_folder import RunFolder
+from sb3_exdm.recipes.evaluation import default_n_episodes
+from sb3_exdm.runs.folder import RunFolder
 
 th.set_num_threads(1)
 

@@ -14,18 +14,18 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
 
 from sb3_exdm import commands, recipes
-from sb3_exdm.artifacts import FORMAT_VERSION
-from sb3_exdm.benchmark.aggregate import report
 from sb3_exdm.benchmark.control import run_control_sweep
 from sb3_exdm.benchmark.finetune import MAZES, METHODS, run_finetune_sweep
+from sb3_exdm.benchmark.report import report
 from sb3_exdm.cli import main
-from sb3_exdm.commands import flags
+from sb3_exdm.cli.commands import flags
+from sb3_exdm.common.serialization import FORMAT_VERSION
 from sb3_exdm.envs import MAZE_NAMES
 from sb3_exdm.exploration import REWARDS
-from sb3_exdm.exploration.callback import ExplorationCallback
-from sb3_exdm.finetune import OPERATORS
+from sb3_exdm.exploration.callbacks import ExplorationCallback
+from sb3_exdm.finetuning import OPERATORS
 from sb3_exdm.policies import DiffusionActor
-from sb3_exdm.presets import ALGORITHMS
+from sb3_exdm.runs.hyperparams import ALGORITHMS
 
 th.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""Diffusion policies from recorded behaviour, wherever it was recorded."""
+"""Diffusion policies from recorded behavior, wherever it was recorded."""
 
 import pickle
 import shutil
@@ -16,10 +16,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_exdm
 from sb3_exdm import DiffusionActor, clone
-from sb3_exdm.artifacts import ArtifactError
+from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.policies.diffusion_actor import load_pretrained
-from sb3_exdm.presets import make_training_env
-from sb3_exdm.recipes.clone import clone_agent
+from sb3_exdm.recipes.behavior_cloning import clone_agent
+from sb3_exdm.runs.hyperparams import make_training_env
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTION = spaces.Box(np.array([-1.0, 10.0], np.float32), np.array([3.0, 30.0], np.float32))
@@ -117,7 +117,7 @@ def test_replay_buffer_of_a_model_in_an_environment_with_bounds_of_its_own(tmp_p
 
 @pytest.fixture(scope="module")
 def explored(tmp_path_factory):
-    """A run in an environment without bounds, whose observations were normalised."""
+    """A run in an environment without bounds, whose observations were normalized."""
     gym.register("UnboundedPendulumToClone-v0", lambda: Unbounded(gym.make("Pendulum-v1").unwrapped), max_episode_steps=50)
     path = tmp_path_factory.mktemp("explored") / "run"
     settings = {"learning_starts": 100, "policy_kwargs": {"net_arch": [16]}}

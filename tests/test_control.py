@@ -1,4 +1,4 @@
-"""The bodies: what they need, rewards against their formulas, dm_control's own tasks, the vectorised form, pictures."""
+"""The bodies: what they need, rewards against their formulas, dm_control's own tasks, the vectorized form, pictures."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_exdm.envs import CONTROL_ENV_IDS, ControlTask, SB3VecEnv, expert_return
-from sb3_exdm.envs.urlb import TASKS, VECTORISED_DOMAINS
-from sb3_exdm.finetune import relabel
-from sb3_exdm.presets import make_training_env
+from sb3_exdm.envs.urlb import TASKS, VECTORIZED_DOMAINS
+from sb3_exdm.finetuning import relabel
+from sb3_exdm.runs.hyperparams import make_training_env
 
 MISSING = [name for name in ("dm_control", "mujoco", "shimmy") if importlib.util.find_spec(name) is None]
 if MISSING:
@@ -45,7 +45,7 @@ from dm_control.suite.utils import randomizers  # noqa: E402
 from dm_env import specs  # noqa: E402
 
 from sb3_exdm.envs.control import ControlEnv, ControlVectorEnv, ControlWrapper  # noqa: E402
-from sb3_exdm.envs.control.hindsight import BODIES, HindsightTask  # noqa: E402
+from sb3_exdm.envs.control.hindsight import DOMAINS, RelabelingTask  # noqa: E402
 from sb3_exdm.envs.control.pictures import NO_OPENGL  # noqa: E402
 from sb3_exdm.envs.control.spaces import FlatObservations, ScaledActions  # noqa: E402
 
@@ -53,7 +53,7 @@ WALKER, QUADRUPED, HOPPER = "URLB/walker-walk-v0", "URLB/quadruped-walk-v0", "UR
 JACO = "URLB/jaco-reach_top_left-v0"
 SIZES = {"walker": (24, 6), "quadruped": (78, 12), "hopper": (15, 4), "jaco": (55, 9)}
 all_modes = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
-all_domains = pytest.mark.parametrize("domain", VECTORISED_DOMAINS)
+all_domains = pytest.mark.parametrize("domain", VECTORIZED_DOMAINS)
 one_of_each_body = pytest.mark.parametrize("env_id", [WALKER, QUADRUPED, HOPPER, JACO])
 
 
@@ -419,7 +419,7 @@ class TestRewards:
     def test_formulas(self, domain):
         envs = {name: made(f"URLB/{domain}-{name}-v0").unwrapped.dm_env for name in FORMULAS[domain]}
         physics = next(iter(envs.values())).physics
-        body = BODIES[domain]
+        body = DOMAINS[domain]
         read, quantities = body.reader(physics), np.zeros(body.n_quantities)
         observation = np.zeros(SIZES[domain][0], dtype=np.float32)
         rng = np.random.RandomState(0)
@@ -523,7 +523,7 @@ class TestStockTasks:
         ours = made(f"URLB/{domain}-{task}-v0")
         theirs = suite.load(domain, task, task_kwargs={"random": 11})
         spec = theirs.action_spec()
-        centre, half_range = (spec.minimum + spec.maximum) / 2, (spec.maximum - spec.minimum) / 2
+        center, half_range = (spec.minimum + spec.maximum) / 2, (spec.maximum - spec.minimum) / 2
         assert (domain == "quadruped") == bool((half_range != 1).any())
         actions = iter(random_actions(300, *spec.shape))
         for seed, n_steps in ((11, 200), (None, 100)):
@@ -533,12 +533,12 @@ class TestStockTasks:
                 assert observation.tolist() == np.concatenate(parts).astype(np.float32).tolist()
                 action = next(actions)
                 observation, reward, *_ = ours.step(action)
-                step = theirs.step(centre + half_range * action.astype(np.float64))
+                step = theirs.step(center + half_range * action.astype(np.float64))
                 assert reward == step.reward
 
 
 def make_both(env_id: str, n_envs: int, limit: int, mode: AutoresetMode) -> tuple[ControlVectorEnv, SyncVectorEnv]:
-    """The vectorised form, and Gymnasium's, which steps what ``gym.make`` gives one by one."""
+    """The vectorized form, and Gymnasium's, which steps what ``gym.make`` gives one by one."""
     ours = gym.make_vec(env_id, num_envs=n_envs, max_episode_steps=limit, autoreset_mode=mode)
     theirs = gym.make_vec(
         env_id,
@@ -574,7 +574,7 @@ class TestHindsight:
     """Rewards of recorded transitions against those that were paid."""
 
     @pytest.mark.parametrize(
-        "env_id", [task.env_id for task in TASKS.values() if task.domain in BODIES and task.name != "jump"]
+        "env_id", [task.env_id for task in TASKS.values() if task.domain in DOMAINS and task.name != "jump"]
     )
     def test_recorded_states_are_worth_what_they_were_paid(self, env_id):
         envs = gym.make_vec(env_id, 3, vectorization_mode="vector_entry_point")
@@ -605,14 +605,14 @@ class TestHindsight:
 
     def test_what_observations_do_not_say(self):
         with pytest.raises(ValueError, match="do not say what 'jump' pays for"):
-            HindsightTask("quadruped", "jump").compute_rewards(None, None, np.zeros((2, 78)))
+            RelabelingTask("quadruped", "jump").compute_rewards(None, None, np.zeros((2, 78)))
 
     def test_observations_of_another_body(self):
         with pytest.raises(ValueError, match=r"shape \(n, 24\), got \(2, 15\)"):
-            HindsightTask("walker", "walk").compute_rewards(None, None, np.zeros((2, 15)))
+            RelabelingTask("walker", "walk").compute_rewards(None, None, np.zeros((2, 15)))
 
     @pytest.mark.parametrize("vec_env", ["auto", "dummy", "subproc"])
-    def test_relabelling(self, vec_env):
+    def test_relabeling(self, vec_env):
         """One exploration, another task."""
         env = make_training_env("URLB/walker-run-v0", 2, 0, vec_env=vec_env)
         observations = np.stack([env.reset()[0], env.step(np.zeros((2, 6)))[0][1]])
@@ -627,7 +627,7 @@ class TestHindsight:
             told = relabel(blank, env)
         finally:
             env.close()
-        expected = HindsightTask("walker", "run").compute_rewards(None, None, observations)
+        expected = RelabelingTask("walker", "run").compute_rewards(None, None, observations)
         np.testing.assert_allclose(told["rewards"], expected, rtol=1e-6)
         assert told["truncated"].tolist() == [False, True] and not told["terminated"].any()
 
@@ -642,7 +642,7 @@ class TestHindsight:
 
 
 class TestVectorEnv:
-    @pytest.mark.parametrize("env_id", [task.env_id for task in TASKS.values() if task.domain in VECTORISED_DOMAINS])
+    @pytest.mark.parametrize("env_id", [task.env_id for task in TASKS.values() if task.domain in VECTORIZED_DOMAINS])
     def test_is_many_of_the_single_env(self, env_id):
         ours, theirs = make_both(env_id, 2, 15, AutoresetMode.SAME_STEP)
         assert_same(ours.reset(seed=3)[0], theirs.reset(seed=3)[0])
@@ -689,7 +689,7 @@ class TestVectorEnv:
         # Squares of arrays are rounded otherwise than those of numbers, see ``standing`` in walker.py.
         heights = np.random.default_rng(0).uniform(0.0, 1.3, 30_000)
         task = suite.load("walker", "stand").task
-        rewards = BODIES["walker"].rewards["stand"](heights, 0.0, None, None)
+        rewards = DOMAINS["walker"].rewards["stand"](heights, 0.0, None, None)
         assert rewards.tolist() == [task.get_reward(Lying(height)) for height in heights]
 
     def test_same_seed_same_trajectory(self):

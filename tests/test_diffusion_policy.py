@@ -11,8 +11,8 @@ from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from sb3_exdm import DiffusionActor, DiffusionFinetuneCallback, DiffusionPolicy, DiffusionTD3Policy
-from sb3_exdm.artifacts import ArtifactError
-from sb3_exdm.policies.diffusion_policy import ActingRule, Rollout
+from sb3_exdm.common.serialization import ArtifactError
+from sb3_exdm.policies.diffusion_policy import ActionSelection, ExplorationState
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTION = spaces.Box(np.array([-3.0, 10.0], np.float32), np.array([1.0, 30.0], np.float32))
@@ -48,7 +48,7 @@ def make_model(algorithm=SAC, *, n_envs: int = 1, policy_kwargs: dict | None = N
 
 
 def make_actor(seed: int = 0, **kwargs) -> DiffusionActor:
-    """A policy with the moments of some data, and weights that are not those of its initialisation."""
+    """A policy with the moments of some data, and weights that are not those of its initialization."""
     actor = DiffusionActor(OBSERVATION, ACTION, seed=seed, **{"net_arch": [12, 12], **kwargs})
     actor.fit(5.0 + 3.0 * observations(50), np.random.default_rng(1).uniform(ACTION.low, ACTION.high, (50, 2)), 20, 16)
     return actor
@@ -155,8 +155,8 @@ def test_weights_go_from_model_to_model():
 
 def test_pretrained_policy_acts_in_the_algorithm_as_it_does_alone(tmp_path):
     actor = make_actor()
-    actor.save(tmp_path / "behaviour.safetensors")
-    policy = make_model(policy_kwargs={"pretrained": tmp_path / "behaviour.safetensors", "n_sampling_steps": None}).policy
+    actor.save(tmp_path / "behavior.safetensors")
+    policy = make_model(policy_kwargs={"pretrained": tmp_path / "behavior.safetensors", "n_sampling_steps": None}).policy
     obs = 5.0 + 3.0 * observations()
     np.testing.assert_allclose(policy.predict(obs, deterministic=True)[0], actor.predict(obs, deterministic=True), rtol=1e-5)
     with th.no_grad():
@@ -267,7 +267,7 @@ class TestRefusals:
         with pytest.raises(RuntimeError, match="DiffusionFinetuneCallback"):
             make_model(algorithm).learn(30)
 
-    def test_normalised_observations(self):
+    def test_normalized_observations(self):
         for wrap in (lambda env: env, VecMonitor):
             env = wrap(VecNormalize(DummyVecEnv([Spaces])))
             model = SAC("DiffusionPolicy", env, policy_kwargs=SMALL, device="cpu", buffer_size=10)
@@ -282,7 +282,14 @@ class TestActing:
     """Against loops."""
 
     @pytest.mark.parametrize(
-        "rule", [ActingRule(), ActingRule(0, 5, 0), ActingRule(3, 4, 2), ActingRule(0, 0, 3), ActingRule(0, 1, 1)]
+        "rule",
+        [
+            ActionSelection(),
+            ActionSelection(0, 5, 0),
+            ActionSelection(3, 4, 2),
+            ActionSelection(0, 0, 3),
+            ActionSelection(0, 1, 1),
+        ],
     )
     @pytest.mark.parametrize("deterministic", [True, False])
     def test_takes_the_candidate_that_the_smallest_critic_values_most(self, rule, deterministic):
@@ -290,7 +297,7 @@ class TestActing:
         policy.acting = rule
         with th.no_grad():
             for weight in policy.actor.parameters():
-                weight.add_(0.3 * th.randn_like(weight))  # no longer the behaviour
+                weight.add_(0.3 * th.randn_like(weight))  # no longer the behavior
             features = policy.features(th.as_tensor(observations(20)))
             generators = [policy.actor.model.generator, policy.behavior.generator]
             states = [generator.get_state() for generator in generators]
@@ -323,7 +330,7 @@ class TestActing:
         generator = policy.actor.model.generator
         for order in permutations(("policy", "behavior", "gaussian")):
             modes = [*order, *order]
-            policy.rollout = Rollout(modes, 0.1, 0.6, th.full((6, 2), 0.5))
+            policy.rollout = ExplorationState(modes, 0.1, 0.6, th.full((6, 2), 0.5))
             states = generator.get_state(), policy.behavior.generator.get_state()
             explored = policy._explore(features, policy.rollout)
             generator.set_state(states[0])
@@ -346,10 +353,10 @@ class TestActing:
         policy = make_model().policy
         obs = observations(4)
         before = policy.predict(obs, deterministic=True)[0]
-        policy.rollout = Rollout(["gaussian"] * 4, 0.1, 0.6, th.zeros(4, 2))
+        policy.rollout = ExplorationState(["gaussian"] * 4, 0.1, 0.6, th.zeros(4, 2))
         np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], before)
 
-    def test_behaviour_stays_what_it_was(self):
+    def test_behavior_stays_what_it_was(self):
         model = make_model()
         behavior, actor = (
             {key: value.clone() for key, value in part.state_dict().items()}

@@ -5,8 +5,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_exdm.exploration.encoding import SpaceEncoder
-from sb3_exdm.exploration.moments import RunningMoments
+from sb3_exdm.common.running_moments import RunningMoments
+from sb3_exdm.common.spaces import SpaceEncoder
 
 
 def test_box_is_flattened():
@@ -135,7 +135,7 @@ def test_moments_of_equal_batches_are_those_of_all_the_data():
         moments.update(batch)
     th.testing.assert_close(moments.mean, data.flatten(0, 1).mean(dim=0))
     th.testing.assert_close(moments.std, data.flatten(0, 1).std(dim=0, correction=0))
-    standard = moments.standardise(data.flatten(0, 1))
+    standard = moments.standardize(data.flatten(0, 1))
     th.testing.assert_close(standard.std(dim=0, correction=0), th.ones(3))
 
 
@@ -154,7 +154,7 @@ def test_constant_column_is_not_blown_up(value):
     for n in range(1, 20):
         moments.update(th.full((n, 1), value))
     assert moments.std.item() == 1.0
-    assert moments.standardise(th.full((1, 1), value)).abs().item() < 0.01
+    assert moments.standardize(th.full((1, 1), value)).abs().item() < 0.01
 
 
 def test_vectors_without_end_are_refused():

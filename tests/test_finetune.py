@@ -17,17 +17,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import sb3_exdm
 from sb3_exdm import OPERATORS, DiffusionActor, DiffusionFinetuneCallback, FinetuneReplayBuffer, RunFolder
-from sb3_exdm.artifacts import ArtifactError
-from sb3_exdm.finetune import WarmUpCallback, distil
-from sb3_exdm.finetune import callback as callback_module
-from sb3_exdm.finetune.critics import Batch, CriticLearner, ExpectileValue, SoftValue, SupportValue, expectile_loss
-from sb3_exdm.finetune.operators import make_operator
+from sb3_exdm.common.serialization import ArtifactError
+from sb3_exdm.finetuning import WarmUpCallback, distill
+from sb3_exdm.finetuning import callback as callback_module
+from sb3_exdm.finetuning.critics import Batch, CriticLearner, ExpectileValue, GaussianUpdate, SupportValue, expectile_loss
+from sb3_exdm.finetuning.operators import make_operator
 from sb3_exdm.policies import DiffusionPolicy
-from sb3_exdm.presets import make_training_env
-from sb3_exdm.recipes.evaluate import play
+from sb3_exdm.recipes.evaluation import play
 from sb3_exdm.recipes.evaluation_callback import EvaluationCallback
-from sb3_exdm.recipes.finetune import _build, _settings
-from sb3_exdm.run_folder import load_algorithm
+from sb3_exdm.recipes.finetuning_run import _build, _settings
+from sb3_exdm.runs.folder import load_algorithm
+from sb3_exdm.runs.hyperparams import make_training_env
 
 MAZE = "Maze2d-SquareA-v0"
 
@@ -39,8 +39,8 @@ class TwoSteps(gym.Env):
     action_space = spaces.Box(0.0, 4.0, (1,))
     best = (3.4, 0.8)
 
-    def __init__(self, pay: float = 1.0) -> None:
-        self.pay = pay
+    def __init__(self, reward_step: float = 1.0) -> None:
+        self.reward_step = reward_step
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -49,7 +49,7 @@ class TwoSteps(gym.Env):
 
     def step(self, action):
         assert self.action_space.contains(action)
-        reward = -self.pay * ((float(action[0]) - self.best[self.step_count]) / 2.0) ** 2
+        reward = -self.reward_step * ((float(action[0]) - self.best[self.step_count]) / 2.0) ** 2
         self.step_count += 1
         return np.full(1, self.step_count / 2, np.float32), reward, self.step_count == 2, False, {}
 
@@ -93,8 +93,8 @@ def habit(tmp_path_factory):
     return path
 
 
-def make_model(pretrained=None, algorithm=SAC, *, n_envs: int = 1, pay: float = 1.0, policy_kwargs=None, **kwargs):
-    env = DummyVecEnv([lambda: TwoSteps(pay)] * n_envs)
+def make_model(pretrained=None, algorithm=SAC, *, n_envs: int = 1, reward_step: float = 1.0, policy_kwargs=None, **kwargs):
+    env = DummyVecEnv([lambda: TwoSteps(reward_step)] * n_envs)
     settings = {"learning_starts": 10, "batch_size": 16, "buffer_size": 2000, "seed": 0, "device": "cpu", **kwargs}
     arch = {"pretrained": pretrained, "net_arch": [16], **({} if pretrained else {"diffusion_arch": [8]})}
     return algorithm("DiffusionPolicy", env, policy_kwargs={**arch, **(policy_kwargs or {})}, **settings)
@@ -195,7 +195,7 @@ class TestValues:
     def test_soft_value_and_density_are_those_of_stable_baselines3(self):
         policy = make_model().policy
         features = th.randn(50, policy.actor.features.dim)
-        soft = SoftValue(policy, ent_coef=0.3)
+        soft = GaussianUpdate(policy, ent_coef=0.3)
         generator = policy.actor.model.generator
         state = generator.get_state()
         found = soft(Batch(features, *[th.zeros(50)] * 2, features, th.zeros(50)))
@@ -212,12 +212,12 @@ class TestValues:
             next_q = th.cat(tuple(policy.critic_target(features, actions)[:, :, None]), dim=1).min(dim=1).values  # as in SAC
             th.testing.assert_close(found, next_q - 0.3 * reference, rtol=1e-4, atol=1e-4)
         with pytest.raises(ValueError, match="ent_coef"):
-            SoftValue(policy, ent_coef=0.0)
+            GaussianUpdate(policy, ent_coef=0.0)
 
     @pytest.mark.parametrize(("target_entropy", "rises"), [(5.0, True), (-20.0, False)])
     def test_temperature_aims_at_the_entropy(self, target_entropy, rises):
         policy = make_model().policy
-        soft = SoftValue(policy, target_entropy=target_entropy)
+        soft = GaussianUpdate(policy, target_entropy=target_entropy)
         features = th.randn(50, policy.actor.features.dim)
         before = {key: value.clone() for key, value in policy.critic.state_dict().items()}
         for _ in range(5):
@@ -371,7 +371,7 @@ class TestCallback:
         assert len(np.unique(actions)) > 40
 
     def test_nothing_is_learned_while_all_rewards_are_the_same(self, habit):
-        model = make_model(habit, pay=0.0)
+        model = make_model(habit, reward_step=0.0)
         weights = weights_of(model)
         model.learn(40, callback=DiffusionFinetuneCallback("dql"))
         assert model._n_updates == 0 and same_weights(weights, weights_of(model))
@@ -483,7 +483,7 @@ def tiny(pretrained=None, *, steps: int = 160, **kwargs) -> sb3_exdm.FinetunedRu
         "algo_kwargs": settings,
     }
     fixed = {"pretrained": pretrained, "progress_bar": False, "device": "cpu"}
-    return sb3_exdm.finetune(None if pretrained else MAZE, steps, **fixed, **{**arguments, **kwargs})
+    return sb3_exdm.finetuning(None if pretrained else MAZE, steps, **fixed, **{**arguments, **kwargs})
 
 
 def progress_of(path) -> list[dict[str, str]]:
@@ -614,8 +614,8 @@ class TestRecipe:
             run.model.replay_buffer._offline.rewards.sum(), offline["next_observations"][:, 0].sum(), rtol=1e-4
         )
 
-    def test_normalised_observations(self, tmp_path):
-        """Unbounded ones: the Gaussian wants them normalised, also in memory."""
+    def test_normalized_observations(self, tmp_path):
+        """Unbounded ones: the Gaussian wants them normalized, also in memory."""
         gym.register("UnboundedTwoSteps-v0", UnboundedTwoSteps)
         settings = {"learning_starts": 20, "policy_kwargs": {"net_arch": [8]}}
         kwargs = {"algo_kwargs": settings, "n_envs": 2, "progress_bar": False, "device": "cpu"}
@@ -624,9 +624,7 @@ class TestRecipe:
             arguments = {"policy": policy, "out": tmp_path / policy, "env_kwargs": {}, "algo_kwargs": settings}
             run = tiny(tmp_path / "explored", critic_updates=5, **arguments)
             assert (run.model.get_vec_normalize_env() is None) == (policy == "diffusion")
-            assert run.path is not None and RunFolder(run.path).config["anchor_steps"] == (
-                16_000 if policy == "gaussian" else 0
-            )
+            assert run.path is not None and RunFolder(run.path).config["kl_steps"] == (16_000 if policy == "gaussian" else 0)
             for again, env_id in ((run.path, None), (run.model, "UnboundedTwoSteps-v0")):
                 evaluation = sb3_exdm.evaluate(again, env_id, 3, device="cpu")
                 assert evaluation.summary()["mean_reward"] == run.summary["mean_reward"]
@@ -646,8 +644,8 @@ class TestRecipe:
             ({"env_id": "CartPole-v1", "env_kwargs": {}}, ValueError, "continuous actions"),
             ({"steps": 0}, ValueError, "total_timesteps"),
             ({"n_envs": 0}, ValueError, "n_envs"),
-            ({"anchor_steps": -1}, ValueError, "anchor_steps"),
-            ({"anchor_steps": 10}, ValueError, "anchor_steps.*gaussian"),
+            ({"kl_steps": -1}, ValueError, "kl_steps"),
+            ({"kl_steps": 10}, ValueError, "kl_steps.*gaussian"),
             ({"eval_freq": 0}, ValueError, "eval_freq"),
             ({"n_eval_episodes": 0}, ValueError, "n_eval_episodes"),
             ({"seed": -1}, ValueError, "seed"),
@@ -660,17 +658,17 @@ class TestRecipe:
         arguments = {"pretrained": explored, "progress_bar": False, "device": "cpu", **kwargs}
         arguments["total_timesteps"] = arguments.pop("steps", 100)
         with pytest.raises(error, match=message) as raised:
-            sb3_exdm.finetune(out=tmp_path / "run", **arguments)
+            sb3_exdm.finetuning(out=tmp_path / "run", **arguments)
         assert "\n" not in str(raised.value)
         assert not (tmp_path / "run").exists(), "nothing may be written before the arguments are known to be good"
 
     def test_missing_and_incomplete_folders(self, tmp_path):
         with pytest.raises(ValueError, match="Name an environment"):
-            sb3_exdm.finetune()
+            sb3_exdm.finetuning()
         with pytest.raises(ValueError, match="reuse_data=True needs the run folder"):
             tiny(reuse_data=True)
         with pytest.raises(ArtifactError, match="no run folder"):
-            sb3_exdm.finetune(pretrained=tmp_path)
+            sb3_exdm.finetuning(pretrained=tmp_path)
         with pytest.raises(ArtifactError, match="neither a run folder nor the file of a policy"):
             sb3_exdm.evaluate(tmp_path / "nowhere")
 
@@ -713,7 +711,7 @@ class TestRecipe:
 def test_distilled_policy_does_what_the_whole_does(habit):
     model = make_model(habit)
     model.learn(200, callback=DiffusionFinetuneCallback())
-    actor = distil(model.policy, model.replay_buffer, gradient_steps=600, n_states=1000)
+    actor = distill(model.policy, model.replay_buffer, gradient_steps=600, n_states=1000)
     obs = np.linspace(0.0, 1.0, 20, dtype=np.float32)[:, None]
     whole, single = model.predict(obs, deterministic=True)[0], actor.predict(obs, deterministic=True)
     span = model.action_space.high - model.action_space.low

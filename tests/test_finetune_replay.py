@@ -12,8 +12,8 @@ from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_exdm.envs.maze2d import Maze2dSB3VecEnv
-from sb3_exdm.finetune.replay_buffer import FinetuneReplayBuffer, FinetuneSamples
-from sb3_exdm.finetune.reward_query import relabel
+from sb3_exdm.finetuning.relabel import relabel
+from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer, FinetuneSamples
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
 ACTION = spaces.Box(np.array([-2.0, 0.0], dtype=np.float32), np.array([2.0, 1.0], dtype=np.float32))
@@ -76,7 +76,7 @@ def expected_samples(episodes: list[list[dict]], n_steps: int, horizon: int) -> 
                 done=float(rows[stop]["terminated"]),
                 reward=total,
                 discount=GAMMA ** (stop - start + 1),
-                favoured=near,
+                favored=near,
                 first_next_obs=row["next_obs"],
             )
     return found
@@ -120,9 +120,9 @@ def recorded(walk: Walk) -> dict[str, np.ndarray]:
     }
 
 
-def favoured_keys(buffer: FinetuneReplayBuffer) -> set[tuple]:
-    assert buffer.n_favoured == len(buffer._marks.favoured_rows()), "nothing but the ring is looked at here"
-    observations = buffer.observations.reshape(-1, 2)[buffer._marks.favoured_rows()]
+def favored_keys(buffer: FinetuneReplayBuffer) -> set[tuple]:
+    assert buffer.n_near_success == len(buffer._success_index.near_success_rows()), "nothing but the ring is looked at here"
+    observations = buffer.observations.reshape(-1, 2)[buffer._success_index.near_success_rows()]
     return {tuple(observation) for observation in observations}
 
 
@@ -158,14 +158,14 @@ def test_without_timeout_handling_a_time_limit_is_an_end():
 
 @pytest.mark.parametrize("horizon", [0, 2, 50])
 @pytest.mark.parametrize("buffer_size", [3, 24, 60])
-def test_favoured_rows_are_those_of_a_loop_after_every_step(horizon, buffer_size):
+def test_favored_rows_are_those_of_a_loop_after_every_step(horizon, buffer_size):
     buffer, walk = make_buffer(buffer_size, success_horizon=horizon), Walk(3, p_success=0.05)
     for step in range(70):
         walk.step(buffer, reset=step in (31, 32))
         expected = expected_samples(walk.last(buffer_size // 3), 1, horizon)
-        assert favoured_keys(buffer) == {key for key, row in expected.items() if row["favoured"]}
+        assert favored_keys(buffer) == {key for key, row in expected.items() if row["favored"]}
     copy = FinetuneReplayBuffer.from_buffer(buffer, success_horizon=horizon)
-    assert favoured_keys(copy) == favoured_keys(buffer)
+    assert favored_keys(copy) == favored_keys(buffer)
 
 
 def test_a_reset_without_an_end_begins_an_episode():
@@ -178,25 +178,25 @@ def test_a_reset_without_an_end_begins_an_episode():
     assert check_batch(copy.sample(1000), expected) == set(expected)
 
 
-def test_favoured_part_of_a_batch():
+def test_favored_part_of_a_batch():
     buffer, walk = filled(400, buffer_size=1200, success_horizon=2, success_fraction=0.25, walk_kwargs={"p_success": 0.01})
     expected = expected_samples(walk.rows, 1, 2)
-    share = np.mean([row["favoured"] for row in expected.values()])
+    share = np.mean([row["favored"] for row in expected.values()])
     assert 0 < share < 0.1
     n_drawn = [
-        np.mean([expected[tuple(key)]["favoured"] for key in buffer.sample(100).observations.numpy()]) for _ in range(100)
+        np.mean([expected[tuple(key)]["favored"] for key in buffer.sample(100).observations.numpy()]) for _ in range(100)
     ]
     assert min(n_drawn) >= 0.25
     assert np.mean(n_drawn) == pytest.approx(0.25 + 0.75 * share, abs=0.02)
     buffer.success_fraction = 1.0
     batch = buffer.sample(5000)
     counts = np.unique(batch.observations.numpy(), axis=0, return_counts=True)[1]
-    assert len(counts) == buffer.n_favoured and counts.min() > 0.5 * counts.mean(), "uniform over the favoured rows"
+    assert len(counts) == buffer.n_near_success and counts.min() > 0.5 * counts.mean(), "uniform over the favored rows"
 
 
-def test_nothing_is_favoured_if_rewards_are_not_rare():
+def test_nothing_is_favored_if_rewards_are_not_rare():
     buffer, walk = filled(100, buffer_size=300, success_fraction=1.0, walk_kwargs={"p_success": 0.6})
-    assert buffer.n_favoured > 150
+    assert buffer.n_near_success > 150
     assert len(check_batch(buffer.sample(5000), expected_samples(walk.rows, 1, 30))) == 300
 
 
@@ -223,7 +223,7 @@ def test_offline_rows(n_steps):
     for key, action in zip(batch.observations.numpy(), batch.actions.numpy(), strict=True):
         expected[tuple(key)]["action"] = action  # the rounding of scaling there and back
     assert check_batch(batch, expected) == set(expected)
-    assert buffer.n_favoured == sum(row["favoured"] for row in expected.values())
+    assert buffer.n_near_success == sum(row["favored"] for row in expected.values())
     # A second part is nobody's continuation.
     more = Walk(2, seed=2, p_end=0.0)
     for _ in range(5):
@@ -256,15 +256,15 @@ def test_mix_of_offline_and_online_rows(offline_fraction):
         walk.step(buffer)
     assert n_offline(buffer) == round(offline_fraction * 200)
     walk.p_success = 0.1
-    while buffer.n_favoured == 0:
+    while buffer.n_near_success == 0:
         walk.step(buffer)
-    assert n_offline(buffer) == round(offline_fraction * 160), "the favoured rows are all online"
+    assert n_offline(buffer) == round(offline_fraction * 160), "the favored rows are all online"
     buffer.reset()
-    assert (buffer.n_online, buffer.n_offline, buffer.n_favoured) == (0, 100, 0) and n_offline(buffer) == 200
+    assert (buffer.n_online, buffer.n_offline, buffer.n_near_success) == (0, 100, 0) and n_offline(buffer) == 200
     assert sum(tuple(key) in known for key in filled(20)[0].sample(100).observations.numpy()) == 0
 
 
-def test_favoured_rows_come_from_both_parts():
+def test_favored_rows_come_from_both_parts():
     buffer, walk = filled(20, success_horizon=1, success_fraction=1.0)
     offline = Walk(2, seed=1)
     for _ in range(40):
@@ -272,7 +272,7 @@ def test_favoured_rows_come_from_both_parts():
     buffer.add_offline(recorded(offline))
     expected = expected_samples(walk.rows, 1, 1) | expected_samples(offline.rows, 1, 1)
     seen = {tuple(key) for key in buffer.sample(2000).observations.numpy()}
-    assert seen == {key for key, row in expected.items() if row["favoured"]}
+    assert seen == {key for key, row in expected.items() if row["favored"]}
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])
@@ -351,7 +351,7 @@ def test_saved_and_loaded_buffers_go_on_alike(tmp_path):
         walk.step(buffer, loaded)
         for ours, theirs in zip(buffer.sample(40)[:6], loaded.sample(40)[:6], strict=True):
             assert th.equal(ours, theirs)
-    assert loaded.n_favoured == buffer.n_favoured > 0
+    assert loaded.n_near_success == buffer.n_near_success > 0
 
 
 @pytest.mark.parametrize("n_added", [0, 7, 20, 33])
@@ -366,7 +366,7 @@ def test_from_buffer(n_added):
         walk.step(buffer)
     expected = expected_samples(walk.last(20), 4, 3)
     assert check_batch(buffer.sample(2000), expected) == set(expected)
-    assert favoured_keys(buffer) == {key for key, row in expected.items() if row["favoured"]}
+    assert favored_keys(buffer) == {key for key, row in expected.items() if row["favored"]}
     assert FinetuneReplayBuffer.from_buffer(ReplayBuffer(60, OBSERVATION, ACTION, "cpu", n_envs=3), gamma=0.5).gamma == 0.5
     buffer.add_offline(recorded(walk))
     assert FinetuneReplayBuffer.from_buffer(buffer).n_offline == buffer.n_offline
@@ -524,10 +524,10 @@ def maze_transitions(env, n_steps: int = 120) -> tuple[dict[str, np.ndarray], di
 
 @pytest.mark.parametrize("reward_type", ["sparse", "dense"])
 @pytest.mark.parametrize("terminate_on_success", [False, True])
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_relabelling_gives_what_stepping_gives(reward_type, terminate_on_success, vectorised):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_relabeling_gives_what_stepping_gives(reward_type, terminate_on_success, vectorized):
     settings = dict(reward_type=reward_type, goal_cell=(0, -1), goal_radius=0.4, terminate_on_success=terminate_on_success)
-    if vectorised:
+    if vectorized:
         env = Maze2dSB3VecEnv("SquareA", 3, seed=0, max_episode_steps=20, **settings)
     else:
         env = make_vec_env("Maze2d-SquareA-v0", 3, seed=0, env_kwargs=settings)
@@ -545,7 +545,7 @@ def test_relabelling_gives_what_stepping_gives(reward_type, terminate_on_success
     assert buffer.n_offline == 360 and len(buffer.sample(20).rewards) == 20
 
 
-def test_relabelling_ends_episodes_where_the_task_does_and_keeps_recorded_ends():
+def test_relabeling_ends_episodes_where_the_task_does_and_keeps_recorded_ends():
     settings = {"goal_radius": 0.4, "terminate_on_success": True}
     env = Maze2dSB3VecEnv("SquareA", 2, seed=0, max_episode_steps=20, goal_cell=(0, -1), **settings)
     _, told = maze_transitions(env)

@@ -7,7 +7,7 @@ import torch as th
 
 from sb3_exdm.benchmark import bandit
 from sb3_exdm.diffusion import DiffusionModel, VPSchedule, dpm_solver_2m
-from sb3_exdm.diffusion.guidance import EnergyModel, contrastive_energy_loss
+from sb3_exdm.diffusion.energy import EnergyModel, contrastive_energy_loss
 from sb3_exdm.diffusion.solver import GRIDS
 
 SCHEDULE = VPSchedule()
@@ -245,9 +245,9 @@ def test_energy_distance_equals_a_plain_computation():
 
 
 @pytest.mark.parametrize("beta", bandit.TARGETS)
-def test_exact_samples_are_those_of_the_weighted_behaviour(beta):
+def test_exact_samples_are_those_of_the_weighted_behavior(beta):
     """Rejection against importance weights, and the bound that makes the rejection exact."""
-    actions = bandit.behaviour_samples(400_000, seeded(1))
+    actions = bandit.behavior_samples(400_000, seeded(1))
     values = bandit.action_value(actions)
     assert values.max() < 0.95
     weights = (values / beta).softmax(0)
@@ -259,19 +259,19 @@ def test_exact_samples_are_those_of_the_weighted_behaviour(beta):
 
 def test_log_density_is_that_of_the_samples():
     """Its expected value under two temperatures differs as Q does: the ratio of both densities is e^(Q/b1 - Q/b2)."""
-    actions = bandit.behaviour_samples(100, seeded())
+    actions = bandit.behavior_samples(100, seeded())
     difference = bandit.exact_log_density(0.1, actions) - bandit.exact_log_density(1.0, actions)
     assert th.allclose(difference, 9.0 * bandit.action_value(actions), atol=1e-4)
     ticks = th.linspace(-1.5, 1.5, 301)
     grid = th.stack(th.meshgrid(ticks, ticks, indexing="xy"), dim=2).reshape(-1, 2)
     weights = bandit.exact_log_density(math.inf, grid).softmax(0)
     mean = (weights.unsqueeze(1) * grid).sum(0)
-    assert th.allclose(mean, bandit.behaviour_samples(200_000, seeded()).mean(0), atol=0.01)
+    assert th.allclose(mean, bandit.behavior_samples(200_000, seeded()).mean(0), atol=0.01)
 
 
-def test_weighting_improves_the_behaviour_of_the_bandit():
-    """A short run on samples of the behaviour itself: far from the figures of the benchmark, but on the way."""
-    candidates = bandit.behaviour_samples(20_000, seeded())
+def test_weighting_improves_the_behavior_of_the_bandit():
+    """A short run on samples of the behavior itself: far from the figures of the benchmark, but on the way."""
+    candidates = bandit.behavior_samples(20_000, seeded())
     exact = bandit.exact_samples(1 / 3, 4000, seeded(1))
     weighted = bandit.draw(bandit.fit_weighted(candidates, 1 / 3, seed=0, gradient_steps=500), 2000)
     before = bandit.energy_distance(candidates[:2000], exact)

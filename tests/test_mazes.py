@@ -139,7 +139,7 @@ class TestPhysics:
         assert np.abs(moved - next_state)[stopped].max() < 0.01
 
     @all_mazes
-    def test_scalar_form_is_the_vectorised_form(self, name):
+    def test_scalar_form_is_the_vectorized_form(self, name):
         layout = MazeLayout.load(name)
         dynamics = PointMassDynamics(layout)
         rng, twin = np.random.default_rng(1), np.random.default_rng(1)
@@ -155,8 +155,8 @@ class TestPhysics:
         layout = MazeLayout.load(name)
         dynamics = PointMassDynamics(layout)
         rng = np.random.default_rng(3)
-        neighbours = {cell: {cell, *layout.neighbours(cell)} for cell in layout.cells}
-        allowed = {(a, c) for a in layout.cells for b in neighbours[a] for c in neighbours[b]}
+        neighbors = {cell: {cell, *layout.neighbors(cell)} for cell in layout.cells}
+        allowed = {(a, c) for a in layout.cells for b in neighbors[a] for c in neighbors[b]}
         positions = layout.sample_starts(rng, 4000)
         for _ in range(100):
             moved = dynamics.move(positions, rng.uniform(-0.95, 0.95, positions.shape), rng)
@@ -249,7 +249,7 @@ class TestRegistration:
         # SB3 recommends actions in [-1, 1]; the bound 0.95 is that of the original mazes.
         assert [str(w.message) for w in caught if "normalized Box action space" not in str(w.message)] == []
 
-    def test_make_vec_is_truly_vectorised(self):
+    def test_make_vec_is_truly_vectorized(self):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             envs = gym.make_vec("Maze2d-SquareB-v0", num_envs=3, reward_type="dense")
@@ -538,7 +538,7 @@ class TestVectorEnv:
         assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
         assert Maze2dVectorEnv.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
 
-    def test_agrees_with_gymnasiums_own_vectorisation(self):
+    def test_agrees_with_gymnasiums_own_vectorization(self):
         ours = gym.make_vec("Maze2d-SquareC-v0", num_envs=1, max_episode_steps=20)
         theirs = gym.make_vec("Maze2d-SquareC-v0", num_envs=1, max_episode_steps=20, vectorization_mode="sync")
         assert ours.reset(seed=3)[0].tolist() == theirs.reset(seed=3)[0].tolist()

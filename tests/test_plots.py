@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_exdm.artifacts import FORMAT_VERSION, ArtifactError
+from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError
 from sb3_exdm.envs import MazeLayout
 from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.plots import curves, maps, plot_coverage, plot_reward, plot_runs, plot_visits, read_run
@@ -41,7 +41,7 @@ def make_run(
 
 
 def pixels(path: Path) -> np.ndarray:
-    """Colours from 0 to 1, (height, width, 3)."""
+    """Colors from 0 to 1, (height, width, 3)."""
     return image.imread(path)[..., :3]
 
 
@@ -102,7 +102,7 @@ def test_unvisited_places_are_white(tmp_path):
         return float((pixels(path) == 1.0).all(axis=-1).mean())
 
     maze_share = share_of_white(0.0) - share_of_white(9.5)
-    assert maze_share > 0.4  # one bin of 361 is coloured, then all
+    assert maze_share > 0.4  # one bin of 361 is colored, then all
 
 
 @pytest.mark.parametrize("positions", [np.random.default_rng(0).normal(size=(100, 2)), np.zeros((1, 2)), [[1, 5], [1, 7]]])
@@ -135,7 +135,7 @@ def test_reward_is_asked_for_all_of_the_free_space_and_nothing_else(tmp_path):
 def test_reward_at_positions(tmp_path):
     positions = np.random.default_rng(0).normal(size=(200, 2))
     assert_picture(plot_reward(lambda places: places[:, 0], tmp_path / "r.png", positions=positions, labels=("a", "b")))
-    # A constant reward, such as zero, has no range of colours of its own.
+    # A constant reward, such as zero, has no range of colors of its own.
     assert_picture(plot_reward(lambda places: np.zeros(len(places)), tmp_path / "z.png", positions=positions))
 
 
@@ -302,8 +302,8 @@ def test_runs_refuse(tmp_path):
         plot_runs([], tmp_path / "c.png")
     with pytest.raises(ValueError, match="has no 'loss'; it has timesteps, seconds, coverage"):
         plot_runs([run], tmp_path / "c.png", metric="loss")
-    with pytest.raises(ValueError, match="has no 'colour'; it has"):
-        plot_runs([run], tmp_path / "c.png", group_by=["colour"])
+    with pytest.raises(ValueError, match="has no 'color'; it has"):
+        plot_runs([run], tmp_path / "c.png", group_by=["color"])
     (run / "progress.csv").write_text("timesteps,coverage\n1,\n2,\n")
     with pytest.raises(ValueError, match="has no values of 'coverage'"):
         plot_runs([run], tmp_path / "c.png")

@@ -14,10 +14,10 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_exdm
-from sb3_exdm.artifacts import ArtifactError
+from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.envs import Maze2dSB3VecEnv
-from sb3_exdm.exploration.callback import ExplorationCallback
-from sb3_exdm.presets import default_settings, make_training_env
+from sb3_exdm.exploration.callbacks import ExplorationCallback
+from sb3_exdm.runs.hyperparams import default_settings, make_training_env
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -120,7 +120,7 @@ def test_every_algorithm(algo, tmp_path):
     np.testing.assert_allclose(loaded.predict(obs, deterministic=True)[0], run.model.predict(obs, deterministic=True)[0])
 
 
-def test_unbounded_observations_are_normalised_and_restored(tmp_path):
+def test_unbounded_observations_are_normalized_and_restored(tmp_path):
     env_id = "MountainCarContinuous-v0"
     settings = {"policy_kwargs": {"net_arch": [8]}}
     quick = {"algo_kwargs": settings, "policy_steps": 20, "progress_bar": False, "device": "cpu"}
@@ -163,7 +163,7 @@ class Clock(gym.Env):
 
 
 @pytest.mark.parametrize("algo", ["sac", "ppo"])
-def test_transitions_are_recorded_as_they_were_where_observations_are_normalised(algo, tmp_path):
+def test_transitions_are_recorded_as_they_were_where_observations_are_normalized(algo, tmp_path):
     gym.register("Clock-v0", Clock)
     settings = {"learning_starts": 50} if algo == "sac" else {"n_steps": 32, "batch_size": 16}
     try:
@@ -274,7 +274,7 @@ def test_sac_aims_at_more_entropy_than_usual_in_any_dimension():
     ("name", "arguments"),
     [
         ("wrap_any_env", ["--steps", "256"]),
-        ("relabelled_replay", ["--steps", "300"]),
+        ("relabeled_replay", ["--steps", "300"]),
         ("maze", ["--steps", "600"]),
         ("diffusion_policy", ["--pretrain-steps", "400", "--steps", "160"]),
         ("finetune_maze", ["--pretrain-steps", "400", "--steps", "160"]),
@@ -287,7 +287,7 @@ def test_sac_aims_at_more_entropy_than_usual_in_any_dimension():
 def test_examples_run(name, arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if name == "dmc_walker":  # what fine-tuning does before and after its steps would take a minute or two
-        quick = partial(sb3_exdm.finetune, offline_updates=20, critic_updates=20, export_steps=20, n_eval_episodes=1)
+        quick = partial(sb3_exdm.finetuning, offline_updates=20, critic_updates=20, distill_steps=20, n_eval_episodes=1)
         monkeypatch.setattr(sb3_exdm, "finetune", quick)
         monkeypatch.setattr(sb3_exdm, "pretrain", partial(sb3_exdm.pretrain, policy_steps=20))
     path = ROOT / "examples" / f"{name}.py"

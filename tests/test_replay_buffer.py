@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_exdm import ScoreModel, ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer
-from sb3_exdm.exploration.reward import SHAPINGS
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS
 
 OBSERVATION = spaces.Box(-5, 5, (3,))
 ACTION = spaces.Box(-1, 1, (2,))
@@ -44,7 +44,7 @@ def test_rewards_are_those_of_the_reached_states_before_and_after_fit():
     rewards = []
     for _ in range(2):
         batch, envs = sample_at(buffer, steps)
-        expected = SHAPINGS["exp"](buffer.reward_model.reward(buffer.next_observations[steps, envs]))
+        expected = REWARD_TRANSFORMS["exp"](buffer.reward_model.reward(buffer.next_observations[steps, envs]))
         np.testing.assert_allclose(batch.rewards[:, 0].numpy(), expected, rtol=1e-5)
         rewards.append(batch.rewards.numpy())
         buffer.reward_model.fit(buffer.next_observations[:25, 0], gradient_steps=20)
@@ -74,7 +74,7 @@ def test_n_step_returns_against_a_plain_loop(n_added, n_steps):
     capacity, newest = buffer.buffer_size, (buffer.pos - 1) % buffer.buffer_size
     steps = np.arange(buffer.size())
     batch, envs = sample_at(buffer, steps)
-    model_reward = SHAPINGS["exp"]
+    model_reward = REWARD_TRANSFORMS["exp"]
     for row, (start, env) in enumerate(zip(steps, envs, strict=True)):
         total, discount, step = 0.0, 1.0, start
         while True:
@@ -227,7 +227,7 @@ def test_nan_observations_are_refused_when_they_come_in():
         ({"reward": "icecream"}, ValueError, "icecream"),
         ({"reward": object()}, TypeError, "set_reward_model"),
         ({"train_freq": 0}, ValueError, "train_freq"),
-        ({"shaping": "log"}, ValueError, "exp"),
+        ({"reward_transform": "log"}, ValueError, "exp"),
         ({"intrinsic_coef": float("nan")}, ValueError, "finite"),
         ({"n_steps": 3, "optimize_memory_usage": True, "handle_timeout_termination": False}, ValueError, "n_steps=1"),
     ],

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_exdm.artifacts import ArtifactError
 from sb3_exdm.benchmark import aggregate
-from sb3_exdm.benchmark.aggregate import report
+from sb3_exdm.benchmark.report import report
 from sb3_exdm.cli import main
+from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.plots import plot_aggregates
-from sb3_exdm.run_folder import RunFolder
+from sb3_exdm.runs.folder import RunFolder
 
 pytest.importorskip("rliable")
 
@@ -237,14 +237,14 @@ def test_runs_with_other_settings_are_not_pooled(tmp_path):
 
 def test_settings_that_did_not_exist_yet_are_none(tmp_path):
     make_run(tmp_path / "s" / "before", seed=0)
-    make_run(tmp_path / "s" / "since", seed=1, anchor_steps=0)
+    make_run(tmp_path / "s" / "since", seed=1, kl_steps=0)
     report([tmp_path / "s"], tmp_path / "out", reps=20)
     assert methods_of(tmp_path / "out") == ["diffusion select, pre-trained"]
-    make_run(tmp_path / "s" / "other", seed=2, anchor_steps=100)
+    make_run(tmp_path / "s" / "other", seed=2, kl_steps=100)
     report([tmp_path / "s"], tmp_path / "out", reps=20)
     assert methods_of(tmp_path / "out") == [
         "diffusion select, pre-trained",
-        "diffusion select, pre-trained, anchor_steps=100",
+        "diffusion select, pre-trained, kl_steps=100",
     ]
 
 

@@ -7,8 +7,16 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_exdm.artifacts import ArtifactError, save_tree
-from sb3_exdm.exploration import REWARDS, SHAPINGS, FittedReward, IntrinsicReward, ScoreModel, load_reward, make_reward
+from sb3_exdm.common.serialization import ArtifactError, save_tree
+from sb3_exdm.exploration import (
+    REWARD_TRANSFORMS,
+    REWARDS,
+    FittedReward,
+    IntrinsicReward,
+    ScoreModel,
+    load_reward,
+    make_reward,
+)
 
 th.set_num_threads(1)
 
@@ -21,7 +29,7 @@ SMALL = {
     "edp": dict(net_arch=[16]),
     "exdm-paper": dict(net_arch=[16], n_draws=4),
     "rnd": dict(net_arch=[16], embedding_dim=8),
-    "apt": dict(n_references=64, n_neighbours=4),
+    "apt": dict(n_references=64, n_neighbors=4),
     "count": dict(bin_width=0.1, n_slots=2**10),
     "zero": {},
 }
@@ -116,14 +124,14 @@ def test_fit_changes_the_score(name):
 
 
 @ALL
-def test_reward_is_standardised(name):
+def test_reward_is_standardized(name):
     model = make(name)
     for seed in range(60):
         model.fit(*states(64, seed))
     reward = model.reward(*states(500))
     if name == "zero":
         assert not reward.any()
-    elif name == "exdm-paper":  # divided by the standard deviation, not centred
+    elif name == "exdm-paper":  # divided by the standard deviation, not centerd
         assert reward.min() > 0.0 and 0.5 < reward.std() < 2.0
     else:
         assert abs(reward.mean()) < 0.5 and 0.4 < reward.std() < 2.5
@@ -134,7 +142,7 @@ def test_shaped_reward_is_never_negative(name):
     """Or an agent would be paid for ending its episodes."""
     model = make(name)
     model.fit(*states(64), gradient_steps=3)
-    assert SHAPINGS[model.shaping](model.reward(*states(50))).min() >= 0.0
+    assert REWARD_TRANSFORMS[model.reward_transform](model.reward(*states(50))).min() >= 0.0
 
 
 @ALL
@@ -179,7 +187,7 @@ def test_every_argument_survives_saving(tmp_path):
         "edp": dict(n_levels=3),
         "exdm-paper": dict(n_draws=3, net_arch=[8], residual=True, dropout=0.2, learning_rate=0.1),
         "rnd": dict(net_arch=[8, 4], embedding_dim=3, clip_obs=2.0, learning_rate=0.1),
-        "apt": dict(n_references=16, n_neighbours=2),
+        "apt": dict(n_references=16, n_neighbors=2),
         "count": dict(bin_width=0.3, bonus="inverse_sqrt", forgetting=0.1, n_slots=16),
         "zero": {},
     }
@@ -256,7 +264,7 @@ def test_unknown_names_and_objects_are_refused():
         with pytest.raises(TypeError, match="must be a name"):
             make_reward(wrong, OBSERVATIONS)
     with pytest.raises(TypeError, match="unexpected keyword"):
-        make_reward("rnd", OBSERVATIONS, colour="red")
+        make_reward("rnd", OBSERVATIONS, color="red")
 
 
 def test_existing_reward_is_passed_through_unless_it_does_not_fit():
@@ -301,7 +309,7 @@ def test_bad_input_is_refused(name):
     [
         ("rnd", dict(embedding_dim=0), "embedding_dim"),
         ("rnd", dict(clip_obs=float("nan")), "clip_obs"),
-        ("apt", dict(n_neighbours=65), "n_neighbours"),
+        ("apt", dict(n_neighbors=65), "n_neighbors"),
         ("count", dict(bin_width=0.0), "bin_width"),
         ("count", dict(bonus="linear"), "'linear'"),
         ("count", dict(forgetting=1.0), "forgetting"),
@@ -331,11 +339,11 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 def test_score_ranks_states_by_their_rarity(name, least):
     """Against the exact density of a mixture whose parts have very different weights."""
     rng = np.random.default_rng(0)
-    centres = np.array([[-1.5, -1.5], [1.5, -1.5], [0.0, 1.5]])
+    centers = np.array([[-1.5, -1.5], [1.5, -1.5], [0.0, 1.5]])
     weights, std = np.array([0.7, 0.25, 0.05]), 0.4
 
     def draw(n: int) -> np.ndarray:
-        return centres[rng.choice(3, n, p=weights)] + std * rng.normal(size=(n, 2))
+        return centers[rng.choice(3, n, p=weights)] + std * rng.normal(size=(n, 2))
 
     # Not the small sizes of above: this is about the defaults.
     kwargs = dict(bin_width=0.04) if name == "count" else {}
@@ -343,14 +351,14 @@ def test_score_ranks_states_by_their_rarity(name, least):
     for _ in range(300):
         model.fit(draw(256))
     sample = draw(1000)
-    density = weights @ np.exp(-((sample[None] - centres[:, None]) ** 2).sum(-1) / (2 * std**2))
+    density = weights @ np.exp(-((sample[None] - centers[:, None]) ** 2).sum(-1) / (2 * std**2))
     # Noise breaks the ties between states in one cell of the counts, all alike.
     score = model.score(sample) + 1e-9 * rng.normal(size=1000)
     assert _rank_correlation(score, -density) > least
 
 
-def test_apt_is_the_distance_to_the_neighbours():
-    model = make_reward("apt", OBSERVATIONS, None, n_references=4, n_neighbours=2, seed=0, device="cpu")
+def test_apt_is_the_distance_to_the_neighbors():
+    model = make_reward("apt", OBSERVATIONS, None, n_references=4, n_neighbors=2, seed=0, device="cpu")
     assert model.score(np.zeros((1, 2))).tolist() == [0.0]  # nothing to compare with
     model.fit(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
     scale = model.whitening.std.numpy()

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from sb3_exdm import ScoreModel
 from sb3_exdm.diffusion import denoising_error
 from sb3_exdm.envs import MazeLayout
-from sb3_exdm.exploration.noise_band import NoiseBand
+from sb3_exdm.rewards.noise_range import NoiseRange
 
 
 def unbounded(dim: int) -> spaces.Box:
@@ -73,8 +73,8 @@ def test_bank_equals_the_plain_mean_over_its_noises():
         x, a = rng.normal(size=(64, 3)).astype(np.float32), rng.normal(size=(64, 2)).astype(np.float32)
         for _ in range(20):
             model.fit(x, a)
-        states = model.whitening.standardise(th.as_tensor(x))
-        acts = model.action_whitening.standardise(th.as_tensor(a)) if kind == "action" else None
+        states = model.whitening.standardize(th.as_tensor(x))
+        acts = model.action_whitening.standardize(th.as_tensor(a)) if kind == "action" else None
         data, condition = (states, None) if acts is None else (acts, states)
         errors = []
         for log_snr, noises in zip(model._bank_log_snr, model.noises, strict=True):
@@ -93,11 +93,11 @@ def test_noises_are_antithetic_and_of_typical_length():
     assert th.allclose(noises.norm(dim=2), th.full(noises.shape[:2], 5**0.5), atol=1e-4)
 
 
-def test_band_follows_the_distance_between_neighbours():
+def test_band_follows_the_distance_between_neighbors():
     generator = th.Generator().manual_seed(0)
     lows = []
     for dim in (2, 8, 24):
-        band = NoiseBand(dim)
+        band = NoiseRange(dim)
         for _ in range(100):
             band.update(th.randn(256, dim, generator=generator))
         lows.append(band.range[0])
@@ -117,7 +117,7 @@ def test_repeated_states_do_not_break_the_band(rows):
     assert np.isfinite(model.reward(np.array([[1.0, 1.0], [50.0, -3.0]]))).all()
 
 
-def test_reward_is_standardised_over_what_was_seen():
+def test_reward_is_standardized_over_what_was_seen():
     rng = np.random.default_rng(0)
     x, _ = maze_sample(rng, 5000)
     reward = fitted(x, 500, rng).reward(x)

@@ -1,4 +1,4 @@
-"""The wrappers that pay an agent for novelty: under every algorithm and space, and their contract in detail."""
+"""The wrappers that reward_step an agent for novelty: under every algorithm and space, and their contract in detail."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize, VecTransposeImage
 
-from sb3_exdm.exploration import SHAPINGS, ScoreModel, ScoreRewardWrapper, VecScoreRewardWrapper, make_reward, online
+from sb3_exdm.exploration import REWARD_TRANSFORMS, ScoreModel, ScoreRewardWrapper, VecScoreRewardWrapper, make_reward, online
 
 th.set_num_threads(1)
 
@@ -88,7 +88,7 @@ class Echo:
     """A reward that is the first number of the state (and of the action), unfitted but usable."""
 
     fitted = True
-    shaping = "identity"
+    reward_transform = "identity"
 
     def __init__(self, needs_actions: bool = False) -> None:
         self.needs_actions = needs_actions
@@ -111,7 +111,7 @@ class Echo:
 class Calls:
     """A reward that records what it is asked, and answers with ``answer``."""
 
-    fitted, needs_actions, shaping = True, False, "identity"
+    fitted, needs_actions, reward_transform = True, False, "identity"
 
     def __init__(self, answer):
         self.answer = answer
@@ -166,14 +166,14 @@ def learn(name: str, env: Any, policy: str | None = None, total_timesteps: int =
 def recorded(wrapper: Any) -> list[np.ndarray]:
     """The rewards that the wrapper pays from now on."""
     paid = []
-    pay = wrapper._online.pay
+    reward_step = wrapper._online.reward_step
 
     def record(*args: Any) -> Any:
-        result = pay(*args)
+        result = reward_step(*args)
         paid.append(result[0])
         return result
 
-    wrapper._online.pay = record
+    wrapper._online.reward_step = record
     return paid
 
 
@@ -218,7 +218,7 @@ def test_every_action_space(action, reward):
 
 
 @pytest.mark.parametrize("observation", sorted(set(OBSERVATIONS) - {"box"}))
-def test_vectorised_over_every_observation_space(observation):
+def test_vectorized_over_every_observation_space(observation):
     venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 3, env_kwargs=dict(observation=observation)), **SMALL)
     paid = recorded(venv)
     venv.seed(0)
@@ -278,7 +278,7 @@ def test_pays_for_the_state_that_was_reached():
     assert env.step(np.zeros(2))[1] == 21.0
 
 
-def test_vectorised_pays_for_the_last_state_of_an_episode_not_the_first_of_the_next():
+def test_vectorized_pays_for_the_last_state_of_an_episode_not_the_first_of_the_next():
     venv = VecScoreRewardWrapper(make_vec_env(CounterEnv, 2), Echo())
     first = venv.reset()[:, 0]
     for step in range(1, 2 * EPISODE + 1):
@@ -310,10 +310,10 @@ def test_terminal_observation_of_a_dict_space():
     np.testing.assert_array_equal(rewards, first + EPISODE)
 
 
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_reward_of_actions_gets_the_state_they_were_taken_in(vectorised):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_reward_of_actions_gets_the_state_they_were_taken_in(vectorized):
     reward = Echo(needs_actions=True)
-    if vectorised:
+    if vectorized:
         env = VecScoreRewardWrapper(DummyVecEnv([CounterEnv]), reward)
         start = env.reset()[0, 0]
     else:
@@ -322,7 +322,7 @@ def test_reward_of_actions_gets_the_state_they_were_taken_in(vectorised):
     for step in range(EPISODE + 2):
         action = np.array([float(step), 0.0])
         expected = start + step % EPISODE + 10 * (step // EPISODE) + 1000.0 * step
-        if vectorised:
+        if vectorized:
             assert env.step(action[None])[1][0] == expected
         else:
             _, paid, terminated, _, _ = env.step(action)
@@ -331,21 +331,23 @@ def test_reward_of_actions_gets_the_state_they_were_taken_in(vectorised):
                 env.reset()
 
 
-@pytest.mark.parametrize("shaping", [None, "exp", "identity"])
-def test_weights_shaping_and_info(shaping):
+@pytest.mark.parametrize("reward_transform", [None, "exp", "identity"])
+def test_weights_shaping_and_info(reward_transform):
     answer = np.array([0.5], dtype=np.float32)
-    env = ScoreRewardWrapper(RandomEnv(), Calls(answer), intrinsic_coef=3.0, extrinsic_coef=0.25, shaping=shaping)
+    env = ScoreRewardWrapper(
+        RandomEnv(), Calls(answer), intrinsic_coef=3.0, extrinsic_coef=0.25, reward_transform=reward_transform
+    )
     env.reset()
     env.step(np.zeros(2))
     _, reward, _, _, info = env.step(np.zeros(2))
-    shaped = float(SHAPINGS[shaping or "identity"](answer)[0])  # the reward's own where none is asked for
+    shaped = float(REWARD_TRANSFORMS[reward_transform or "identity"](answer)[0])  # the reward's own where none is asked for
     assert info["intrinsic_reward"] == pytest.approx(shaped)
     assert info["extrinsic_reward"] == 2.0
     assert reward == pytest.approx(3.0 * shaped + 0.25 * 2.0)
     assert type(reward) is float and type(info["intrinsic_reward"]) is float
 
 
-def test_vectorised_weights_and_info():
+def test_vectorized_weights_and_info():
     venv = VecScoreRewardWrapper(
         make_vec_env(RandomEnv, 2), Calls(np.array([0.5, -1.0], dtype=np.float32)), intrinsic_coef=2.0, extrinsic_coef=0.5
     )
@@ -442,16 +444,16 @@ def test_memory_of_large_states_is_bounded(monkeypatch):
     assert ScoreRewardWrapper(RandomEnv(), "rnd", buffer_size=70)._online.buffer_size == 70
 
 
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_frozen_pays_but_learns_nothing(vectorised):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_frozen_pays_but_learns_nothing(vectorized):
     settings = {**SMALL, "learning_starts": 4, "train_freq": 1}
-    env = VecScoreRewardWrapper(make_vec_env(RandomEnv, 1, seed=0), **settings) if vectorised else None
+    env = VecScoreRewardWrapper(make_vec_env(RandomEnv, 1, seed=0), **settings) if vectorized else None
     env = env or ScoreRewardWrapper(RandomEnv(), **settings)
-    action = np.zeros((1, 2)) if vectorised else np.zeros(2)
+    action = np.zeros((1, 2)) if vectorized else np.zeros(2)
     env.reset()
     for _ in range(6):
         env.step(action)
-    if not vectorised:
+    if not vectorized:
         env.reset()
     assert not env.frozen
     env.frozen = True
@@ -479,7 +481,7 @@ TASK_RETURN = EPISODE * (EPISODE + 1) / 2
         lambda: VecScoreRewardWrapper(make_vec_env(RandomEnv, 2), **SMALL),
         lambda: VecScoreRewardWrapper(DummyVecEnv([RandomEnv]), **SMALL),
     ],
-    ids=["bare", "make_vec_env", "vectorised", "vectorised without monitor"],
+    ids=["bare", "make_vec_env", "vectorized", "vectorized without monitor"],
 )
 def test_logged_return_is_that_of_the_task(make, tmp_path):
     model = stable_baselines3.A2C("MlpPolicy", make(), seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
@@ -520,7 +522,7 @@ def test_twin_runs_are_equal(reward):
 
 
 def test_subprocesses_pay_what_one_process_pays():
-    def pay(venv: Any) -> np.ndarray:
+    def reward_step(venv: Any) -> np.ndarray:
         venv.seed(0)
         venv.reset()
         rewards = np.array([venv.step(np.zeros((2, 2)))[1] for _ in range(30)])
@@ -533,7 +535,7 @@ def test_subprocesses_pay_what_one_process_pays():
     with pytest.raises(ValueError, match="already"):
         VecScoreRewardWrapper(in_workers)
     in_workers.set_attr("frozen", False)
-    np.testing.assert_array_equal(pay(in_workers), pay(make_vec_env(RandomEnv, **kwargs)))
+    np.testing.assert_array_equal(reward_step(in_workers), reward_step(make_vec_env(RandomEnv, **kwargs)))
 
 
 # What is refused --------------------------------------------------------------------------------------------------------
@@ -550,7 +552,7 @@ def test_subprocesses_pay_what_one_process_pays():
         (dict(train_freq=2.5), "train_freq"),
         (dict(gradient_steps=-1), "gradient_steps"),
         (dict(batch_size=0), "batch_size"),
-        (dict(shaping="log"), "Unknown shaping 'log'; choose one of exp, identity"),
+        (dict(reward_transform="log"), "Unknown reward_transform 'log'; choose one of exp, identity"),
         (dict(reward="curiosity"), "Unknown reward 'curiosity'"),
         (dict(reward=make_reward("rnd", spaces.Box(-1, 1, (9,)), device="cpu")), "built for the observation_space"),
     ],
@@ -604,8 +606,8 @@ def test_vec_normalize_goes_outside():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_bad_observation_is_refused_at_the_step_it_comes(bad, vectorised):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_bad_observation_is_refused_at_the_step_it_comes(bad, vectorized):
     class Broken(RandomEnv):
         def step(self, action):
             obs, *rest = super().step(action)
@@ -613,8 +615,8 @@ def test_bad_observation_is_refused_at_the_step_it_comes(bad, vectorised):
                 obs[1] = bad
             return (obs, *rest)
 
-    env = VecScoreRewardWrapper(make_vec_env(Broken, 2)) if vectorised else ScoreRewardWrapper(Broken())
-    action = np.zeros((2, 2)) if vectorised else np.zeros(2)
+    env = VecScoreRewardWrapper(make_vec_env(Broken, 2)) if vectorized else ScoreRewardWrapper(Broken())
+    action = np.zeros((2, 2)) if vectorized else np.zeros(2)
     env.reset()
     env.step(action)
     env.step(action)

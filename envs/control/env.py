@@ -11,8 +11,8 @@ from gymnasium.utils import EzPickle
 from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
 from . import hopper, jaco, quadruped, walker
-from .hindsight import BODIES, HindsightTask
-from .pictures import needs_opengl
+from .relabel import DOMAINS, RelabelingTask
+from .rendering import needs_opengl
 from .spaces import FlatObservations, ScaledActions
 
 MAKERS = {"walker": walker.make, "quadruped": quadruped.make, "hopper": hopper.make, "jaco": jaco.make}
@@ -104,8 +104,8 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         EzPickle.__init__(self, domain, task, render_mode, width=width, height=height, camera_id=camera_id)
         pictures = {"width": width, "height": height, "camera_id": camera_id}
         self._dm_env: Any = MAKERS[domain](task)
-        if domain in BODIES:
-            self.task = HindsightTask(domain, task)
+        if domain in DOMAINS:
+            self.task = RelabelingTask(domain, task)
         self._env = ControlWrapper(DmControlCompatibilityV0(self._dm_env, render_mode, pictures))
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space

@@ -10,7 +10,7 @@ from dm_control.rl.control import Environment
 from dm_control.suite import hopper
 from dm_control.utils.rewards import tolerance
 
-from .body import Body, Reader, quantities_of_states
+from .domain import Reader, VectorizedDomain, quantities_of_states
 
 STAND_HEIGHTS = (0.6, 2.0)
 """Heights of the torso over the foot that count as standing, m."""
@@ -91,13 +91,13 @@ def reader(physics: Physics) -> Reader:
     speed = model.sensor_adr[model.name2id("torso_subtreelinvel", "sensor")]
     touch = model.sensor_adr[[model.name2id(name, "sensor") for name in ("touch_toe", "touch_heel")]]
     n_positions, n_moving = model.nq - 1, model.nq - 1 + model.nv
-    qpos, qvel, centres, sensors, momenta = data.qpos, data.qvel, data.xipos, data.sensordata, data.subtree_angmom
+    qpos, qvel, centers, sensors, momenta = data.qpos, data.qvel, data.xipos, data.sensordata, data.subtree_angmom
 
     def read(observation: np.ndarray, quantities: np.ndarray) -> None:
         observation[:n_positions] = qpos[1:]
         observation[n_positions:n_moving] = qvel
         observation[n_moving:] = np.log1p(sensors[touch])
-        quantities[:] = centres[torso, 2] - centres[foot, 2], sensors[speed], momenta[torso, 1]
+        quantities[:] = centers[torso, 2] - centers[foot, 2], sensors[speed], momenta[torso, 1]
 
     return read
 
@@ -110,7 +110,7 @@ def recall(physics: Physics, observations: np.ndarray) -> np.ndarray:
     return quantities_of_states(BODY, physics, qpos, observations[:, n_positions:n_moving], observations.shape[1])
 
 
-BODY = Body(
+BODY = VectorizedDomain(
     make,
     reader,
     n_quantities=3,

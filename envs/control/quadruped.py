@@ -11,12 +11,12 @@ from dm_control.rl.control import Environment
 from dm_control.suite import common, quadruped
 from dm_control.utils.rewards import tolerance
 
-from .body import Body, Reader
+from .domain import Reader, VectorizedDomain
 
 SPEEDS = {"walk": 0.5, "run": 5.0}
 """Forward speeds that are worth a full reward, m/s."""
 JUMP_HEIGHT = 1.0
-"""Height of the centre of mass that is worth a full reward, m."""
+"""Height of the center of mass that is worth a full reward, m."""
 CONTROL_TIMESTEP = 0.02
 FLOOR_SIZE = 20.0 * SPEEDS["walk"]
 """As far as one gets in the 20 s of an episode, m."""
@@ -44,7 +44,7 @@ def move_reward(upright: Any, speed: Any, target: float) -> Any:
 def jump_reward(upright: Any, height: Any) -> Any:
     """
     :param upright: Cosine of the angle between the torso and the vertical
-    :param height: Of the centre of mass, m
+    :param height: Of the center of mass, m
     :return: From 0 to 1
     """
     high = tolerance(height, bounds=(JUMP_HEIGHT, np.inf), margin=JUMP_HEIGHT, value_at_margin=0.5, sigmoid="linear")
@@ -62,7 +62,7 @@ class Stand(quadruped.Move):
 
 
 class Jump(quadruped.Move):
-    """Get the centre of mass up, upright."""
+    """Get the center of mass up, upright."""
 
     def __init__(self) -> None:
         super().__init__(desired_speed=0)
@@ -80,7 +80,7 @@ def make(task: str) -> Environment:
 
 
 def reader(physics: Physics) -> Reader:
-    """Quantities: upright, speed, height of the centre of mass."""
+    """Quantities: upright, speed, height of the center of mass."""
     model, data = physics.model, physics.data
     torso = model.name2id("torso", "body")
     hinges = np.flatnonzero(model.jnt_type == enums.mjtJoint.mjJNT_HINGE)
@@ -120,7 +120,7 @@ def recall(physics: Physics, observations: np.ndarray) -> np.ndarray:
     return np.stack([observations[:, upright], observations[:, speed], np.full(len(observations), np.nan)], axis=1)
 
 
-BODY = Body(
+BODY = VectorizedDomain(
     make,
     reader,
     n_quantities=3,

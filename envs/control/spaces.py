@@ -54,8 +54,8 @@ class ScaledActions:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError(f"Actions need finite bounds, got {low} and {high}.")
         low, high = low.astype(np.float64), high.astype(np.float64)
-        self._centre, self._half_range = (low + high) / 2, (high - low) / 2
-        self._is_scaled = bool((self._centre != 0).any() or (self._half_range != 1).any())
+        self._center, self._half_range = (low + high) / 2, (high - low) / 2
+        self._is_scaled = bool((self._center != 0).any() or (self._half_range != 1).any())
         self.space = spaces.Box(-1.0, 1.0, low.shape, np.float32)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
@@ -64,4 +64,4 @@ class ScaledActions:
         :return: within dm_control's bounds, float64
         """
         actions = np.asarray(actions, dtype=np.float64)
-        return self._centre + self._half_range * actions if self._is_scaled else actions
+        return self._center + self._half_range * actions if self._is_scaled else actions

@@ -12,8 +12,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from .hindsight import BODIES, HindsightTask
-from .pictures import needs_opengl
+from .relabel import DOMAINS, RelabelingTask
+from .rendering import needs_opengl
 from .spaces import FlatObservations, ScaledActions
 
 
@@ -27,7 +27,7 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     :param num_envs: number of copies
     :param max_episode_steps: episodes are truncated after this many steps
-    :param domain: the body, a key of :data:`~sb3_exdm.envs.control.hindsight.BODIES`
+    :param domain: the body, a key of :data:`~sb3_exdm.envs.control.hindsight.DOMAINS`
     :param task: what it is rewarded for
     :param autoreset_mode: what happens to a sub-env whose episode ended, see Gymnasium
     :param render_mode: ``"rgb_array"`` (one picture a sub-env) or None
@@ -60,10 +60,10 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}.")
-        if domain not in BODIES:
-            raise ValueError(f"{domain!r} cannot be stepped together; choose one of {', '.join(BODIES)}.")
-        body = BODIES[domain]
-        self.task = HindsightTask(domain, task)
+        if domain not in DOMAINS:
+            raise ValueError(f"{domain!r} cannot be stepped together; choose one of {', '.join(DOMAINS)}.")
+        body = DOMAINS[domain]
+        self.task = RelabelingTask(domain, task)
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         self.autoreset_mode = AutoresetMode(autoreset_mode)

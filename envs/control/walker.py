@@ -12,7 +12,7 @@ from dm_control.rl.control import Environment
 from dm_control.suite import walker
 from dm_control.utils.rewards import tolerance
 
-from .body import Body, Reader, quantities_of_states
+from .domain import Reader, VectorizedDomain, quantities_of_states
 
 STAND_HEIGHT = 1.2
 """Height of the torso that counts as standing, m."""
@@ -128,7 +128,7 @@ def recall(physics: Physics, observations: np.ndarray) -> np.ndarray:
     return quantities_of_states(BODY, physics, qpos, observations[:, 2 * n_parts + 1 :], observations.shape[1])
 
 
-BODY = Body(
+BODY = VectorizedDomain(
     make,
     reader,
     n_quantities=4,

@@ -2,8 +2,8 @@
 The physics of the mazes: a point that is displaced by the action, stopped by walls and slides along them.
 
 A move ``(dx, dy)`` with ``|dx|, |dy| < 1`` crosses at most one vertical and one horizontal grid line. Whether these are
-walls depends on the cell it starts in, on the neighbour it heads for (9 cases) and, for a diagonal neighbour, on which
-line comes first. All of that is known when the layout is: one table holds the answer, and both the vectorised and the
+walls depends on the cell it starts in, on the neighbor it heads for (9 cases) and, for a diagonal neighbor, on which
+line comes first. All of that is known when the layout is: one table holds the answer, and both the vectorized and the
 scalar form of a move only look it up.
 
 The position's own cell, ``floor(p + 0.5)``, decides what is crossed, and every coordinate ends strictly inside a cell: a
@@ -137,7 +137,7 @@ class PointMassDynamics:
 
 
 def _outcome(layout: MazeLayout, cell: Cell, step: tuple[int, int]) -> int:
-    """Which coordinates of a move from ``cell`` to the neighbour ``cell + step`` are blocked, for both orders."""
+    """Which coordinates of a move from ``cell`` to the neighbor ``cell + step`` are blocked, for both orders."""
     (i, j), (di, dj) = cell, step
 
     def blocked(here: Cell, there: Cell) -> bool:

@@ -28,7 +28,7 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
     - Reward: the goal's, see below; ``info["is_success"]`` says after every step whether the point is at the goal.
     - Episodes have no end of their own; ``gym.make`` truncates them after 50 steps.
 
-    For hindsight relabelling there are ``task.compute_reward(achieved_goal, desired_goal, info)`` and
+    For hindsight relabeling there are ``task.compute_reward(achieved_goal, desired_goal, info)`` and
     ``task.compute_terminated``. They are no methods of the env, because SB3 takes that for the sign of an env with Dict
     observations.
 

@@ -30,13 +30,13 @@ def _read_layouts() -> dict[str, dict[str, Any]]:
 @dataclass(frozen=True, eq=False)
 class MazeLayout:
     """
-    A maze of unit cells centred on integer coordinates; cell ``(i, j)`` is the square ``[i ± 0.5] x [j ± 0.5]``.
+    A maze of unit cells centerd on integer coordinates; cell ``(i, j)`` is the square ``[i ± 0.5] x [j ± 0.5]``.
 
     Every cell side that leads nowhere is a wall, so the cells are enclosed; walls may also separate two cells.
     All lengths are in cells. Arrays derived from the geometry are read-only.
 
     :param name: Short name, e.g. ``"SquareA"``
-    :param cells: Centres ``(i, j)`` of the cells
+    :param cells: Centers ``(i, j)`` of the cells
     :param walls: Unit segments ``(x1, y1, x2, y2)`` with ``x1 <= x2``, ``y1 <= y2``, on the half-integer grid lines
     :param start_cells: Cells in which episodes start
     :param goal_cells: Cells that carry a goal in the original maze; the last one is the default goal
@@ -133,19 +133,19 @@ class MazeLayout:
         """The walls as a float array, (n_walls, 4)."""
         return _frozen(np.array(self.walls, dtype=np.float64))
 
-    def has_wall(self, cell: Cell, neighbour: Cell) -> bool:
+    def has_wall(self, cell: Cell, neighbor: Cell) -> bool:
         """
         Whether a wall separates two squares that share a side.
 
         :param cell: A square, not necessarily a cell of the maze
-        :param neighbour: A square beside it
+        :param neighbor: A square beside it
         """
-        x, y = (cell[0] + neighbour[0]) / 2, (cell[1] + neighbour[1]) / 2
-        if cell[1] == neighbour[1]:
+        x, y = (cell[0] + neighbor[0]) / 2, (cell[1] + neighbor[1]) / 2
+        if cell[1] == neighbor[1]:
             return (x, y - 0.5, x, y + 0.5) in self._wall_set
         return (x - 0.5, y, x + 0.5, y) in self._wall_set
 
-    def neighbours(self, cell: Cell) -> list[Cell]:
+    def neighbors(self, cell: Cell) -> list[Cell]:
         """Cells that can be entered from ``cell`` across one side."""
         return [other for other in _around(cell) if self.has_cell(other) and not self.has_wall(cell, other)]
 
@@ -163,7 +163,7 @@ class MazeLayout:
         queue = deque([cell])
         while queue:
             here = queue.popleft()
-            for other in self.neighbours(here):
+            for other in self.neighbors(here):
                 if other not in distance:
                     distance[other] = distance[here] + 1
                     queue.append(other)

@@ -25,7 +25,7 @@ class MazeRenderer:
     smooth edges without a drawing library. Walls, start and goal never change and are drawn once.
 
     :param layout: The maze
-    :param goal: Centre of the goal, (2,)
+    :param goal: Center of the goal, (2,)
     :param goal_radius: Radius of the goal, in cells
     :param size: Length of the longer side of the picture, in pixels, roughly
     """
@@ -76,13 +76,13 @@ class MazeRenderer:
         begin: np.ndarray,
         end: np.ndarray,
         radius: float,
-        colour: tuple[int, int, int],
+        color: tuple[int, int, int],
         opacity: float = 1.0,
     ) -> None:
         low = np.maximum(np.floor(np.minimum(begin, end) - radius - 1).astype(int), 0)
         high = np.ceil(np.maximum(begin, end) + radius + 1).astype(int)
         window = canvas[low[1] : high[1], low[0] : high[0]]
-        # Vectors from `begin` to the centres of the window's pixels.
+        # Vectors from `begin` to the centers of the window's pixels.
         x = np.arange(low[0], low[0] + window.shape[1]) + 0.5 - begin[0]  # (columns,)
         y = (np.arange(low[1], low[1] + window.shape[0]) + 0.5 - begin[1])[:, None]  # (rows, 1)
         along_x, along_y = end - begin
@@ -90,4 +90,4 @@ class MazeRenderer:
         share = np.clip((x * along_x + y * along_y) / max(length_squared, 1e-12), 0.0, 1.0)  # (rows, columns)
         distance = np.hypot(x - share * along_x, y - share * along_y)
         alpha = opacity * np.clip(radius + 0.5 - distance, 0.0, 1.0)[..., None]  # (rows, columns, 1)
-        window += alpha * (np.array(colour, dtype=np.float32) - window)
+        window += alpha * (np.array(color, dtype=np.float32) - window)

@@ -1,4 +1,4 @@
-"""The vectorised mazes as a Stable-Baselines3 VecEnv."""
+"""The vectorized mazes as a Stable-Baselines3 VecEnv."""
 
 from __future__ import annotations
 

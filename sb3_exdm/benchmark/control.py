@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sb3_exdm.benchmark.aggregate import report
-from sb3_exdm.benchmark.report import check_seeds, markdown_table, write_text
-from sb3_exdm.benchmark.runs import (
+from sb3_exdm.benchmark.execute import check_sweep
+from sb3_exdm.benchmark.plan import (
     METHODS,
     REUSE,
     Adaptation,
@@ -22,11 +21,12 @@ from sb3_exdm.benchmark.runs import (
     run_and_collect,
     short_name,
 )
-from sb3_exdm.benchmark.sweep import check_sweep
+from sb3_exdm.benchmark.report import report
+from sb3_exdm.benchmark.tables import check_seeds, markdown_table, write_text
+from sb3_exdm.common.validation import check_integers
 from sb3_exdm.envs.urlb import TASKS
-from sb3_exdm.exploration.checks import check_integers
-from sb3_exdm.exploration.registry import REWARDS
 from sb3_exdm.plots import read_run
+from sb3_exdm.rewards.registry import REWARDS
 
 N_EVAL_EPISODES = 20
 START = 10_000
@@ -46,13 +46,13 @@ def run_control_sweep(
     report_only: bool = False,
 ) -> str:
     """
-    Run what is missing of a sweep, then report it: normalised scores and their aggregates (see
-    :func:`~sb3_exdm.benchmark.aggregate.report`), and how much is lost when fine-tuning starts.
+    Run what is missing of a sweep, then report it: normalized scores and their aggregates (see
+    :func:`~sb3_exdm.benchmark.report.report`), and how much is lost when fine-tuning starts.
 
     :param out: folder of the sweep; the report goes to ``<out>/report``, or, where data are reused, ``<out>/report-reuse``
     :param domain: the body, ``"walker"``, ``"quadruped"`` or ``"jaco"``
     :param rewards: names of intrinsic rewards, each with a pre-training of its own, in the body's first task
-    :param methods: some of :data:`~sb3_exdm.benchmark.runs.METHODS`
+    :param methods: some of :data:`~sb3_exdm.benchmark.plan.METHODS`
     :param seeds: seeds, of the pre-training as well
     :param reuse_data: ``"no"``, ``"yes"`` or ``"both"``: begin with the transitions of the pre-training, worth what the task
         would have paid; from scratch there is nothing to use again
@@ -132,7 +132,7 @@ def _runs(
             out / "-".join(filter(None, [short_name(env_id), method, reward, "reuse" if reuse else None, str(seed)])),
             reuse,
             n_eval_episodes=N_EVAL_EPISODES,
-            export_steps=0,
+            distill_steps=0,
         )
         for seed in seeds
         for env_id in env_ids

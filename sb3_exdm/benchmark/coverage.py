@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from sb3_exdm.artifacts import ArtifactError
-from sb3_exdm.benchmark.report import check_seeds, markdown_table, mean_std, value_at, write_csv, write_text
-from sb3_exdm.benchmark.sweep import check_sweep, run_missing
+from sb3_exdm.benchmark.execute import check_sweep, run_missing
+from sb3_exdm.benchmark.tables import check_seeds, markdown_table, mean_std, value_at, write_csv, write_text
+from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.envs import Maze2dSB3VecEnv, MazeLayout
-from sb3_exdm.exploration.registry import REWARDS
 from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.plots import RunRecord, plot_runs, read_run
-from sb3_exdm.presets import check_algorithm, default_settings
 from sb3_exdm.recipes import pretrain
-from sb3_exdm.run_folder import versions
+from sb3_exdm.rewards.registry import REWARDS
+from sb3_exdm.runs.folder import versions
+from sb3_exdm.runs.hyperparams import check_algorithm, default_settings
 
 PAPER_COVERAGE = {
     "SquareA": (0.99, 0.02),

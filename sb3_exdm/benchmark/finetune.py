@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_exdm.benchmark.execute import check_sweep, is_complete
 from sb3_exdm.benchmark.finetune_report import draw, make_report, table_rows
-from sb3_exdm.benchmark.report import check_seeds, write_csv, write_text
-from sb3_exdm.benchmark.runs import METHODS, REUSE, Adaptation, Exploration, check_any, check_reuse, run_and_collect
-from sb3_exdm.benchmark.sweep import check_sweep, is_complete
+from sb3_exdm.benchmark.plan import METHODS, REUSE, Adaptation, Exploration, check_any, check_reuse, run_and_collect
+from sb3_exdm.benchmark.tables import check_seeds, write_csv, write_text
+from sb3_exdm.common.validation import check_integers
 from sb3_exdm.envs import MazeLayout
-from sb3_exdm.exploration.checks import check_integers
 from sb3_exdm.plots import read_run
 
 MAZES = ("SquareC", "SquareTree", "SquareBottleneck", "SquareLarge")

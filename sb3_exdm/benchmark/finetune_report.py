@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from sb3_exdm.benchmark.report import bootstrap_interval, markdown_table, value_at
-from sb3_exdm.benchmark.runs import Adaptation, Exploration
+from sb3_exdm.benchmark.plan import Adaptation, Exploration
+from sb3_exdm.benchmark.tables import bootstrap_interval, markdown_table, value_at
 from sb3_exdm.envs import GoalTask, MazeLayout
-from sb3_exdm.finetune.operators import OPERATORS
+from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.plots import RunRecord
-from sb3_exdm.plots.style import COLOURS, check_picture_path, new_figure, save_figure, style_curves
-from sb3_exdm.run_folder import RunFolder, versions
+from sb3_exdm.plots.style import COLORS, check_picture_path, new_figure, save_figure, style_curves
+from sb3_exdm.runs.folder import RunFolder, versions
 
 CHECKPOINTS = (5_000, 10_000, 20_000)
 """Steps at which the success rate is reported besides the end."""
@@ -159,7 +159,7 @@ def draw(runs: Sequence[Adaptation], records: Sequence[RunRecord], path: Path, m
     :param runs: complete runs
     :param records: what they wrote
     :param path: the picture
-    :param methods: all methods there are, so that each keeps its colour
+    :param methods: all methods there are, so that each keeps its color
     """
     path = check_picture_path(path)
     mazes = list(dict.fromkeys(run.task for run in runs))
@@ -202,11 +202,11 @@ def _draw_line(axes: Any, curves: list[dict[str, np.ndarray]], index: int) -> An
     """The mean of some runs on the steps of the first of them, and its interval."""
     steps = curves[0]["timesteps"]
     values = np.stack([np.interp(steps, curve["timesteps"], curve["success_rate"]) for curve in curves])  # (n_runs, n)
-    is_control = index >= len(COLOURS)  # what comes after the operators
-    colour = "#666666" if is_control else COLOURS[index]
+    is_control = index >= len(COLORS)  # what comes after the operators
+    color = "#666666" if is_control else COLORS[index]
     style: Any = _CONTROL_STYLES[index % len(_CONTROL_STYLES)] if is_control else "solid"
-    (handle,) = axes.plot(steps, values.mean(axis=0), color=colour, linestyle=style, linewidth=1.8, clip_on=False)
+    (handle,) = axes.plot(steps, values.mean(axis=0), color=color, linestyle=style, linewidth=1.8, clip_on=False)
     if len(values) > 1:
         low, high = np.transpose([bootstrap_interval([column], 2000) for column in values.T])
-        axes.fill_between(steps, low, high, color=colour, alpha=0.07, linewidth=0)
+        axes.fill_between(steps, low, high, color=color, alpha=0.07, linewidth=0)
     return handle

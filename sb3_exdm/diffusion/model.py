@@ -32,9 +32,9 @@ class DiffusionModel(Trainable):
     :param frequencies: angular frequencies of the input features
     :param learning_rate: of Adam
     :param ema_rate: rate of the moving average of the weights that :meth:`predict_noise` uses, 0 for none
-    :param noise_ratios: smallest and largest noise ratio to train on; the whole schedule by default
+    :param noise_ratios: min_q and largest noise ratio to train on; the whole schedule by default
     :param schedule: noise schedule
-    :param seed: seed of initialisation, training noise and sampling
+    :param seed: seed of initialization, training noise and sampling
     :param device: PyTorch device
     """
 
@@ -63,7 +63,7 @@ class DiffusionModel(Trainable):
         self.schedule = schedule or VPSchedule()
         self.generator = th.Generator(device=device)
         self.generator.manual_seed(secrets.randbits(32) if seed is None else seed)
-        with th.random.fork_rng(devices=[]):  # initialisation must not disturb the caller's generator
+        with th.random.fork_rng(devices=[]):  # initialization must not disturb the caller's generator
             th.manual_seed(self.generator.initial_seed())
             self.network = NoisePredictor(
                 dim, condition_dim, net_arch=net_arch, residual=residual, dropout=dropout, frequencies=frequencies

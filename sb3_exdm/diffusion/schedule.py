@@ -17,7 +17,7 @@ class VPSchedule:
 
     :param beta_min: rate at t = 0
     :param beta_max: rate at t = 1
-    :param t_min: smallest time in use; below it the process is indistinguishable from the data
+    :param t_min: min_q time in use; below it the process is indistinguishable from the data
     """
 
     beta_min: float = 0.1

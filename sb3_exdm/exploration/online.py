@@ -1,4 +1,4 @@
-"""The part that both reward wrappers share: remember states, fit the reward to them, pay for them."""
+"""The part that both reward wrappers share: remember states, fit the reward to them, reward_step for them."""
 
 import math
 from typing import Any
@@ -7,9 +7,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_exdm.exploration.checks import check_integers, check_pay
-from sb3_exdm.exploration.registry import make_reward
-from sb3_exdm.exploration.reward import SHAPINGS, IntrinsicReward
+from sb3_exdm.common.validation import check_integers
+from sb3_exdm.exploration.settings import check_coefficients
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
+from sb3_exdm.rewards.registry import make_reward
 
 MAX_BYTES = 2**29
 """Bytes of states that are kept at most, whatever ``buffer_size`` says: 19,000 images of 84 x 84 x 4."""
@@ -76,7 +77,7 @@ class OnlineReward:
         train_freq: int = 128,
         gradient_steps: int = 2,
         batch_size: int = 256,
-        shaping: str | None = None,
+        reward_transform: str | None = None,
         reward_kwargs: dict[str, Any] | None = None,
         device: th.device | str = "auto",
         seed: int | None = None,
@@ -88,7 +89,7 @@ class OnlineReward:
             gradient_steps=(gradient_steps, 0),
             batch_size=(batch_size, 1),
         )
-        check_pay(intrinsic_coef, extrinsic_coef, shaping)
+        check_coefficients(intrinsic_coef, extrinsic_coef, reward_transform)
         model_kwargs = dict(reward_kwargs or {})
         if isinstance(reward, str):
             model_kwargs = {"batch_size": batch_size, "seed": seed, "device": device, **model_kwargs}
@@ -99,8 +100,8 @@ class OnlineReward:
         self.train_freq = train_freq
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
-        self.shaping = str(shaping or getattr(self.model, "shaping", "exp"))
-        self._shape = SHAPINGS[self.shaping]
+        self.reward_transform = str(reward_transform or getattr(self.model, "reward_transform", "exp"))
+        self._shape = REWARD_TRANSFORMS[self.reward_transform]
         self.frozen = False
         self.n_seen = 0
         self._n_steps = 0
@@ -113,7 +114,7 @@ class OnlineReward:
         self._observations = StateMemory(observation_space, self.buffer_size)
         self._actions = StateMemory(action_space, self.buffer_size) if self.model.needs_actions else None
 
-    def pay(self, observations: Any, actions: Any, extrinsic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def reward_step(self, observations: Any, actions: Any, extrinsic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         Price one step of ``n`` environments; then, unless ``frozen``, remember the states and fit the reward when it is due.
 

@@ -8,13 +8,13 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_exdm.exploration.checks import check_integers, check_pay
-from sb3_exdm.exploration.encoding import check_finite
-from sb3_exdm.exploration.registry import make_reward
-from sb3_exdm.exploration.reward import SHAPINGS, IntrinsicReward
+from sb3_exdm.common.validation import check_finite, check_integers
+from sb3_exdm.exploration.settings import check_coefficients
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
+from sb3_exdm.rewards.registry import make_reward
 
 
-class RelabellingReplayBuffer(ReplayBuffer):
+class IntrinsicRewardReplayBuffer(ReplayBuffer):
     """
     What the two buffers below share. All arguments but the first ones, which the algorithm gives, are plain data, so that
     ``model.save`` stays small.
@@ -29,7 +29,7 @@ class RelabellingReplayBuffer(ReplayBuffer):
     :param buffer_size: number of transitions
     :param observation_space: observation space
     :param action_space: action space
-    :param reward: name of a reward, see :data:`~sb3_exdm.exploration.registry.REWARDS`; None to attach one later with
+    :param reward: name of a reward, see :data:`~sb3_exdm.rewards.registry.REWARDS`; None to attach one later with
         :meth:`set_reward_model`
     :param reward_kwargs: further arguments of the reward
     :param intrinsic_coef: weight of the intrinsic reward
@@ -37,8 +37,8 @@ class RelabellingReplayBuffer(ReplayBuffer):
     :param train_freq: number of transitions between two fits
     :param gradient_steps: gradient steps per fit
     :param batch_size: states drawn for each gradient step
-    :param shaping: what the agent is paid for a standardised novelty, a name in
-        :data:`~sb3_exdm.exploration.reward.SHAPINGS`; None for the one that suits the reward
+    :param reward_transform: what the agent is paid for a standardized novelty, a name in
+        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the one that suits the reward
     :param n_steps: steps of the return
     :param gamma: discount within the n steps; the same as the algorithm's
     """
@@ -56,7 +56,7 @@ class RelabellingReplayBuffer(ReplayBuffer):
         train_freq: int = 8,
         gradient_steps: int = 1,
         batch_size: int = 256,
-        shaping: str | None = None,
+        reward_transform: str | None = None,
         n_steps: int = 1,
         gamma: float = 0.99,
         **kwargs: Any,
@@ -65,7 +65,7 @@ class RelabellingReplayBuffer(ReplayBuffer):
         check_integers(
             train_freq=(train_freq, 1), gradient_steps=(gradient_steps, 0), batch_size=(batch_size, 1), n_steps=(n_steps, 1)
         )
-        check_pay(intrinsic_coef, extrinsic_coef, shaping)
+        check_coefficients(intrinsic_coef, extrinsic_coef, reward_transform)
         if n_steps > 1 and self.optimize_memory_usage:
             raise ValueError("optimize_memory_usage keeps no last observation of an episode: it needs n_steps=1.")
         if reward is not None and not isinstance(reward, str):
@@ -78,7 +78,7 @@ class RelabellingReplayBuffer(ReplayBuffer):
         self.train_freq = train_freq
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
-        self.shaping = shaping
+        self.reward_transform = reward_transform
         self.n_steps = n_steps
         self.gamma = gamma
         self.fit_metrics: dict[str, float] = {}
@@ -159,8 +159,8 @@ class RelabellingReplayBuffer(ReplayBuffer):
         :param envs: environments, ``(n,)``
         :return: ``(n,)``
         """
-        shaping = str(self.shaping or getattr(self.reward_model, "shaping", "exp"))
-        return SHAPINGS[shaping](self.reward_model.reward(*self._scored(steps, envs)))
+        reward_transform = str(self.reward_transform or getattr(self.reward_model, "reward_transform", "exp"))
+        return REWARD_TRANSFORMS[reward_transform](self.reward_model.reward(*self._scored(steps, envs)))
 
     def _rewards(self, steps: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> np.ndarray:
         rewards = np.zeros(len(steps), dtype=np.float32)
@@ -216,10 +216,10 @@ class RelabellingReplayBuffer(ReplayBuffer):
         return self.to_torch(observations)
 
 
-class ScoreRewardReplayBuffer(RelabellingReplayBuffer):
+class ScoreRewardReplayBuffer(IntrinsicRewardReplayBuffer):
     """
     Replay buffer with intrinsic rewards, for ``replay_buffer_class`` of any off-policy algorithm. See
-    :class:`RelabellingReplayBuffer` for the arguments, and :class:`ScoreRewardDictReplayBuffer` for Dict observations.
+    :class:`IntrinsicRewardReplayBuffer` for the arguments, and :class:`ScoreRewardDictReplayBuffer` for Dict observations.
 
     >>> from stable_baselines3 import SAC
     >>> from sb3_exdm import ScoreRewardReplayBuffer
@@ -235,7 +235,7 @@ class ScoreRewardReplayBuffer(RelabellingReplayBuffer):
         super().__init__(buffer_size, observation_space, *args, **kwargs)
 
 
-class ScoreRewardDictReplayBuffer(RelabellingReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+class ScoreRewardDictReplayBuffer(IntrinsicRewardReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
     """:class:`ScoreRewardReplayBuffer` for Dict observations (``"MultiInputPolicy"``)."""
 
 

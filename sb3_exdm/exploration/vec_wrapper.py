@@ -1,4 +1,4 @@
-"""The intrinsic reward as a wrapper of Stable-Baselines3's vectorised environments."""
+"""The intrinsic reward as a wrapper of Stable-Baselines3's vectorized environments."""
 
 from copy import deepcopy
 from typing import Any
@@ -10,8 +10,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, 
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_exdm.exploration.online import OnlineReward
-from sb3_exdm.exploration.reward import IntrinsicReward
 from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
+from sb3_exdm.rewards.base import IntrinsicReward
 
 
 class VecScoreRewardWrapper(VecEnvWrapper):
@@ -20,10 +20,10 @@ class VecScoreRewardWrapper(VecEnvWrapper):
     of them has visited is no longer new to the others, and all states of a step are scored at once.
 
     A ``VecMonitor`` is put around ``venv`` if its environments have no ``Monitor``, so that ``rollout/ep_rew_mean`` is the
-    return of the task. To normalise observations or rewards, put ``VecNormalize`` around this wrapper.
+    return of the task. To normalize observations or rewards, put ``VecNormalize`` around this wrapper.
 
-    :param venv: vectorised environment
-    :param reward: name of a reward, see :data:`~sb3_exdm.exploration.registry.REWARDS`, or one that exists
+    :param venv: vectorized environment
+    :param reward: name of a reward, see :data:`~sb3_exdm.rewards.registry.REWARDS`, or one that exists
     :param intrinsic_coef: weight of the intrinsic reward
     :param extrinsic_coef: weight of the task's reward
     :param buffer_size: number of states of all environments kept to fit on; fewer if they are large, see
@@ -32,8 +32,8 @@ class VecScoreRewardWrapper(VecEnvWrapper):
     :param train_freq: number of states of all environments between two fits
     :param gradient_steps: gradient steps per fit
     :param batch_size: minibatch of a gradient step
-    :param shaping: what the agent is paid for a standardised novelty, a name in
-        :data:`~sb3_exdm.exploration.reward.SHAPINGS`; None for the one that suits the reward
+    :param reward_transform: what the agent is paid for a standardized novelty, a name in
+        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the one that suits the reward
     :param reward_kwargs: further arguments of the reward, if ``reward`` is a name
     :param device: PyTorch device of the model, if ``reward`` is a name
     :param seed: seed of the model and of the states drawn to fit it
@@ -51,7 +51,7 @@ class VecScoreRewardWrapper(VecEnvWrapper):
         train_freq: int = 128,
         gradient_steps: int = 2,
         batch_size: int = 256,
-        shaping: str | None = None,
+        reward_transform: str | None = None,
         reward_kwargs: dict[str, Any] | None = None,
         device: th.device | str = "auto",
         seed: int | None = None,
@@ -76,7 +76,7 @@ class VecScoreRewardWrapper(VecEnvWrapper):
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             batch_size=batch_size,
-            shaping=shaping,
+            reward_transform=reward_transform,
             reward_kwargs=reward_kwargs,
             device=device,
             seed=seed,
@@ -113,9 +113,9 @@ class VecScoreRewardWrapper(VecEnvWrapper):
         """:return: as from the environments, but for the rewards and the two parts of them in ``infos``"""
         obs, extrinsic, dones, infos = self.venv.step_wait()
         if self.reward_model.needs_actions:
-            rewards, intrinsic = self._online.pay(self._last_obs, self._last_actions, extrinsic)
+            rewards, intrinsic = self._online.reward_step(self._last_obs, self._last_actions, extrinsic)
         else:
-            rewards, intrinsic = self._online.pay(reached_observations(obs, dones, infos), None, extrinsic)
+            rewards, intrinsic = self._online.reward_step(reached_observations(obs, dones, infos), None, extrinsic)
         self._remember(obs)
         for info, intrinsic_reward, extrinsic_reward in zip(infos, intrinsic.tolist(), extrinsic.tolist(), strict=True):
             info["intrinsic_reward"] = intrinsic_reward

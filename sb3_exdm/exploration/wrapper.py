@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_exdm.exploration.online import OnlineReward
-from sb3_exdm.exploration.reward import IntrinsicReward
+from sb3_exdm.rewards.base import IntrinsicReward
 
 
 class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
@@ -20,7 +20,7 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
     Pays an agent for reaching states that were rarely visited, whatever the task.
 
     The reward of a step is ``intrinsic_coef * intrinsic + extrinsic_coef * extrinsic``; both parts are in ``info`` as
-    ``intrinsic_reward`` (after shaping, before weighting) and ``extrinsic_reward``. The intrinsic part is the novelty of
+    ``intrinsic_reward`` (after reward_transform, before weighting) and ``extrinsic_reward``. The intrinsic part is the novelty of
     the state that was *reached*; a reward that looks at actions gets the state they were taken in. The model of novelty
     is fitted as the agent goes, to states drawn uniformly from the last ``buffer_size``.
 
@@ -50,7 +50,7 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
     only ``seed`` does.
 
     :param env: environment with Box, Discrete, MultiDiscrete, MultiBinary, image or Dict observations
-    :param reward: name of a reward, see :data:`~sb3_exdm.exploration.registry.REWARDS`, or one that exists. An object is
+    :param reward: name of a reward, see :data:`~sb3_exdm.rewards.registry.REWARDS`, or one that exists. An object is
         not recorded in ``env.spec``: who rebuilds the environment from there has to pass one
     :param intrinsic_coef: weight of the intrinsic reward
     :param extrinsic_coef: weight of the task's reward
@@ -60,8 +60,8 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
     :param train_freq: number of states between two fits
     :param gradient_steps: gradient steps per fit
     :param batch_size: minibatch of a gradient step
-    :param shaping: what the agent is paid for a standardised novelty, a name in
-        :data:`~sb3_exdm.exploration.reward.SHAPINGS`; None for the one that suits the reward
+    :param reward_transform: what the agent is paid for a standardized novelty, a name in
+        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the one that suits the reward
     :param reward_kwargs: further arguments of the reward, if ``reward`` is a name
     :param device: PyTorch device of the model, if ``reward`` is a name
     :param seed: seed of the model and of the states drawn to fit it
@@ -79,7 +79,7 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
         train_freq: int = 128,
         gradient_steps: int = 2,
         batch_size: int = 256,
-        shaping: str | None = None,
+        reward_transform: str | None = None,
         reward_kwargs: dict[str, Any] | None = None,
         device: th.device | str = "auto",
         seed: int | None = None,
@@ -100,7 +100,7 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             batch_size=batch_size,
-            shaping=shaping,
+            reward_transform=reward_transform,
             reward_kwargs=reward_kwargs,
             device=device,
             seed=seed,
@@ -139,7 +139,7 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
         """
         obs, extrinsic, terminated, truncated, info = self.env.step(action)
         needs_actions = self.reward_model.needs_actions
-        rewards, intrinsic = self._online.pay(
+        rewards, intrinsic = self._online.reward_step(
             _batch_of_one(self._last_obs if needs_actions else obs),
             _batch_of_one(action) if needs_actions else None,
             np.array([extrinsic], dtype=np.float64),

@@ -1,7 +1,7 @@
 """
 The pictures of a run, and of several runs beside each other.
 
-Figures are drawn off screen, with colours that colour-blind readers tell apart, and written whole or not at all.
+Figures are drawn off screen, with colors that color-blind readers tell apart, and written whole or not at all.
 """
 
 from sb3_exdm.plots.aggregates import plot_aggregates

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sb3_exdm.plots.style import COLOURS, check_picture_path, new_figure, save_figure
+from sb3_exdm.plots.style import COLORS, check_picture_path, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def plot_aggregates(
         _draw_panel(axes, np.asarray(table, dtype=np.float64), title)
     grid[0, 0].set_yticks(range(len(methods)), labels, fontsize=9)
     grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)  # the first row on top
-    figure.set_layout_engine("constrained", wspace=0.06)  # numbers under neighbouring panels would touch
+    figure.set_layout_engine("constrained", wspace=0.06)  # numbers under neighboring panels would touch
     if xlabel is not None:
         figure.supxlabel(xlabel, fontsize=10)
     return save_figure(figure, path)
@@ -69,12 +69,12 @@ def _draw_panel(axes: Axes, table: np.ndarray, title: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for row, (value, low, high) in enumerate(table):
-        colour = COLOURS[row % len(COLOURS)]
+        color = COLORS[row % len(COLORS)]
         has_interval = np.isfinite(low) and np.isfinite(high)
         if has_interval:
-            axes.barh(row, high - low, left=low, height=_BAR, color=colour, alpha=0.55, linewidth=0)
+            axes.barh(row, high - low, left=low, height=_BAR, color=color, alpha=0.55, linewidth=0)
         ends = (row - _BAR / 2, row + _BAR / 2)
-        axes.plot((value, value), ends, color="black" if has_interval else colour, linewidth=2.0, solid_capstyle="butt")
+        axes.plot((value, value), ends, color="black" if has_interval else color, linewidth=2.0, solid_capstyle="butt")
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)

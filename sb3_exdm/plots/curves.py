@@ -12,13 +12,13 @@ import numpy as np
 
 from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.plots.records import RunRecord, default_metric, read_run
-from sb3_exdm.plots.style import COLOURS, as_vector, check_picture_path, draw_ceiling, new_figure, save_figure, style_curves
-from sb3_exdm.run_folder import CONFIG, PROGRESS
+from sb3_exdm.plots.style import COLORS, as_vector, check_picture_path, draw_ceiling, new_figure, save_figure, style_curves
+from sb3_exdm.runs.folder import CONFIG, PROGRESS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# For more lines than there are colours. Dashes of another kind mark runs that have not finished.
+# For more lines than there are colors. Dashes of another kind mark runs that have not finished.
 _LINE_STYLES: tuple[Any, ...] = ("solid", (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 _UNFINISHED: Any = (0, (4, 2))
 _GROUP_BY = ("reward", "algo")
@@ -59,8 +59,8 @@ def plot_coverage(
         draw_ceiling(axes, ceiling)
     # Nothing was covered at the start; a run that reports once would otherwise be a single point.
     steps, values = np.concatenate([[0.0], steps]), np.concatenate([[0.0], values])
-    axes.plot(steps, values, color=COLOURS[0], linewidth=2.2, label=label, clip_on=False)
-    axes.fill_between(steps, values, color=COLOURS[0], alpha=0.12, linewidth=0)
+    axes.plot(steps, values, color=COLORS[0], linewidth=2.2, label=label, clip_on=False)
+    axes.fill_between(steps, values, color=COLORS[0], alpha=0.12, linewidth=0)
     style_curves(axes, ylabel, title)
     top = max(values.max(), ceiling or 0.0)
     is_low = values[-1] < 0.2 * top  # no room for the number below the line
@@ -71,7 +71,7 @@ def plot_coverage(
         textcoords="offset points",
         horizontalalignment="right",
         verticalalignment="bottom" if is_low else "top",
-        color=COLOURS[0],
+        color=COLORS[0],
         fontweight="bold",
     )
     axes.set(xlim=(0, max(steps[-1], 1)), ylim=(0, 1.1 * top if top else 1.0))
@@ -106,10 +106,10 @@ def plot_learning_curve(
         raise ValueError(f"There are {len(steps)} timesteps but {len(values)} values.")
     figure = new_figure(6.0, 3.6)
     axes = figure.add_subplot()
-    axes.plot(steps, values, color=COLOURS[0], linewidth=2.2, marker="o", markersize=4, clip_on=False)
+    axes.plot(steps, values, color=COLORS[0], linewidth=2.2, marker="o", markersize=4, clip_on=False)
     if success is None:
         low, high = np.quantile(returns, [0.25, 0.75], axis=1)
-        axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
+        axes.fill_between(steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0)
     else:
         axes.set_ylim(0.0, 1.05)
     style_curves(axes, "return" if success is None else "success rate", title)
@@ -236,13 +236,13 @@ def _setting(run: RunRecord, field: str) -> str:
 
 def _draw_line(axes: Axes, line: _Line, index: int) -> Any:
     steps, values = line.on_common_steps()
-    colour = COLOURS[index % len(COLOURS)]
-    style = _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)] if line.finished else _UNFINISHED
+    color = COLORS[index % len(COLORS)]
+    style = _LINE_STYLES[index // len(COLORS) % len(_LINE_STYLES)] if line.finished else _UNFINISHED
     # A single row would not show as a line.
     marker = "o" if len(steps) == 1 else ""
-    (handle,) = axes.plot(steps, values.mean(axis=0), color=colour, linestyle=style, linewidth=2.0, marker=marker)
+    (handle,) = axes.plot(steps, values.mean(axis=0), color=color, linestyle=style, linewidth=2.0, marker=marker)
     if len(values) > 1:
-        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
     return handle
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_exdm.envs import MazeLayout
-from sb3_exdm.plots.style import COLOURS, as_positions, check_picture_path, new_figure, save_figure
+from sb3_exdm.plots.style import COLORS, as_positions, check_picture_path, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def plot_visits(
 
     counts, x_edges, y_edges = _histogram(positions, layout)
     visited = counts[counts > 0]
-    # Agents press against walls: the bins there would take all the colours.
+    # Agents press against walls: the bins there would take all the colors.
     most = max(float(np.percentile(visited, 99)), 10.0) if len(visited) else 10.0
     mesh = axes.pcolormesh(
         x_edges,
@@ -107,13 +107,13 @@ def plot_reward(
 
 
 def _ask(reward_fn: Callable[[np.ndarray], np.ndarray], places: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Rewards (n,) and the colours they are drawn in."""
+    """Rewards (n,) and the colors they are drawn in."""
     values = np.asarray(reward_fn(places), dtype=np.float64)
     if values.shape != (len(places),):
         raise ValueError(f"reward_fn must give one number for each of {len(places)} positions, got shape {values.shape}.")
     if not np.isfinite(values).all():
         raise ValueError("reward_fn must give finite numbers, got NaN or infinity.")
-    # A few extreme places, in corners mostly, would take all the colours.
+    # A few extreme places, in corners mostly, would take all the colors.
     low, high = np.percentile(values, [1, 99])
     return values, {"vmin": low, "vmax": high if high > low else low + 1.0, "cmap": "plasma", "rasterized": True}
 
@@ -131,11 +131,11 @@ def _histogram(positions: np.ndarray, layout: MazeLayout | None) -> tuple[np.nda
 
 
 def _grid(layout: MazeLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centres (n, 2) of small squares in free space, which of all squares they are (n_x, n_y), and the squares' edges."""
-    # A whole number of squares per cell keeps every centre off the walls.
+    """Centers (n, 2) of small squares in free space, which of all squares they are (n_x, n_y), and the squares' edges."""
+    # A whole number of squares per cell keeps every center off the walls.
     x_edges, y_edges = _edges(layout, max(4, min(20, math.isqrt(_MAX_GRID_POINTS // len(layout.cells)))))
-    centres = np.meshgrid((x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2, indexing="ij")
-    places = np.stack(centres, axis=-1)  # (n_x, n_y, 2)
+    centers = np.meshgrid((x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2, indexing="ij")
+    places = np.stack(centers, axis=-1)  # (n_x, n_y, 2)
     inside = layout.contains(places)  # (n_x, n_y)
     return places[inside], inside, x_edges, y_edges
 
@@ -188,8 +188,8 @@ def _draw_maze(axes: Axes, layout: MazeLayout) -> None:
     walls = list(layout.wall_array.reshape(-1, 2, 2))  # each two ends (2, 2)
     axes.add_collection(LineCollection(walls, colors=_WALL, linewidths=2.2, capstyle="round", zorder=3))
     marks: dict[str, Any] = {"zorder": 4, "markeredgecolor": "white", "markeredgewidth": 1.2, "linestyle": "none"}
-    axes.plot(*np.array(layout.start_cells).T, marker="o", markersize=9, color=COLOURS[1], label="start", **marks)
-    axes.plot(*layout.goal_cells[-1], marker="*", markersize=15, color=COLOURS[2], label="goal", **marks)
+    axes.plot(*np.array(layout.start_cells).T, marker="o", markersize=9, color=COLORS[1], label="start", **marks)
+    axes.plot(*layout.goal_cells[-1], marker="*", markersize=15, color=COLORS[2], label="goal", **marks)
     x_min, y_min, x_max, y_max = layout.bounding_box
     axes.set(xlim=(x_min - 0.08, x_max + 0.08), ylim=(y_min - 0.08, y_max + 0.08), aspect="equal")
     axes.axis("off")

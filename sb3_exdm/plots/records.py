@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_exdm.artifacts import ArtifactError, read_json
-from sb3_exdm.run_folder import CONFIG, PROGRESS, SUMMARY, RunFolder
+from sb3_exdm.common.serialization import ArtifactError, read_json
+from sb3_exdm.runs.folder import CONFIG, PROGRESS, SUMMARY, RunFolder
 
 _SETTINGS = ("env_id", "algo", "reward", "seed")
 _FINETUNE_SETTINGS = ("env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed")

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, axes, and files that are written whole or not at all."""
+"""What all pictures share: colors, axes, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_exdm.artifacts import atomic_path
+from sb3_exdm.common.serialization import atomic_path
 
 # matplotlib is an extra of this package, so it is imported when the first picture is drawn.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that colour-blind readers tell apart (Okabe & Ito 2008), without the yellow that is lost on white."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colors that color-blind readers tell apart (Okabe & Ito 2008), without the yellow that is lost on white."""
 ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 """Endings of the names of pictures."""
 _DPI = 120

@@ -12,9 +12,10 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 from tqdm.auto import tqdm
 
-from sb3_exdm.artifacts import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
+from sb3_exdm.common.serialization import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
+from sb3_exdm.common.spaces import check_vector_spaces, scale_actions, unscale_actions
 from sb3_exdm.diffusion import DiffusionModel
-from sb3_exdm.policies.features import ObservationFeatures, check_vector_spaces, scale_actions, unscale_actions
+from sb3_exdm.policies.features import ObservationFeatures
 from sb3_exdm.policies.networks import SquashedGaussian
 
 
@@ -30,7 +31,7 @@ class DiffusionActor(nn.Module):
     :param grid: spacing of these steps, see :func:`~sb3_exdm.diffusion.solver.time_grid`
     :param frequencies: angular frequencies of sines and cosines of the noisy action that the network sees beside it
     :param learning_rate: of Adam
-    :param seed: seed of initialisation, training noise and sampling
+    :param seed: seed of initialization, training noise and sampling
     :param device: PyTorch device
     :raises ValueError: if the spaces are others
     """
@@ -148,15 +149,15 @@ class DiffusionActor(nn.Module):
         progress_bar: bool = False,
     ) -> dict[str, float]:
         """
-        Clone the behaviour that took these actions (ExDM, arXiv 2502.07279, eq. 5). The learning rate falls to zero along a
+        Clone the behavior that took these actions (ExDM, arXiv 2502.07279, eq. 5). The learning rate falls to zero along a
         cosine.
 
         :param observations: ``(n, *shape)``
         :param actions: in the units of the environment, ``(n, *shape)``
         :param gradient_steps: steps of Adam
         :param batch_size: rows of a minibatch
-        :param fit_features: standardise with the moments of ``observations``; False keeps those there are
-        :param error_of: whose error counts, see :meth:`~sb3_exdm.diffusion.DiffusionModel.loss`; ``"data"`` for behaviour that
+        :param fit_features: standardize with the moments of ``observations``; False keeps those there are
+        :param error_of: whose error counts, see :meth:`~sb3_exdm.diffusion.DiffusionModel.loss`; ``"data"`` for behavior that
             is deterministic
         :param progress_bar: show a progress bar on a terminal
         :return: ``policy_loss``, the mean denoising error of the last tenth of the steps

@@ -13,14 +13,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
+from sb3_exdm.common.spaces import check_vector_spaces
 from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.policies.diffusion_actor import DiffusionActor, load_pretrained
-from sb3_exdm.policies.features import check_vector_spaces
 from sb3_exdm.policies.networks import Critic, SquashedGaussian
 
 
 @dataclass(frozen=True)
-class ActingRule:
+class ActionSelection:
     """
     How a policy acts: it draws candidates and takes the one that the smaller of its critics values most. A single candidate
     needs no critic.
@@ -36,12 +36,12 @@ class ActingRule:
 
     @property
     def n_candidates(self) -> int:
-        """Candidates for each state."""
+        """ActionCache for each state."""
         return self.actor + self.behavior + self.gaussian
 
 
 @dataclass
-class Rollout:
+class ExplorationState:
     """
     How a policy acts while transitions are collected.
 
@@ -49,7 +49,7 @@ class Rollout:
         ``"gaussian"``
     :param noise: standard deviation of the noise on actions of the acting rule, in units of [-1, 1]
     :param correlation: of the start noise from one action of the pre-trained policy to the next. What the policy cloned are
-        many behaviours; with a start noise that changes slowly it follows one of them for a while, and gets further.
+        many behaviors; with a start noise that changes slowly it follows one of them for a while, and gets further.
     :param start_noise: the last start noise of each environment, ``(n_envs, action_dim)``
     """
 
@@ -71,7 +71,7 @@ class DiffusionPolicy(BasePolicy):
     A policy for SAC whose actor denoises actions: ``SAC("DiffusionPolicy", env)``.
 
     SAC's own update does not apply to it, as the density of a denoised action is unknown; it is trained by
-    :class:`~sb3_exdm.finetune.callback.DiffusionFinetuneCallback`. Observations are standardised by the policy itself.
+    :class:`~sb3_exdm.finetuning.callback.DiffusionFinetuneCallback`. Observations are standardized by the policy itself.
 
     It holds the actor, the frozen pre-trained ``behavior``, critics, and a Gaussian that may propose actions as well.
     Everything learned is part of ``model.save``, states of optimizers and generators included.
@@ -113,8 +113,8 @@ class DiffusionPolicy(BasePolicy):
         self.lr_schedule = lr_schedule
         self.learner: Learner | None = None
         self.learner_state: dict[str, Any] | None = None
-        self.rollout: Rollout | None = None
-        self.acting = ActingRule()
+        self.rollout: ExplorationState | None = None
+        self.acting = ActionSelection()
         gaussian_arch, critic_arch = get_actor_critic_arch(net_arch if net_arch is not None else [256, 256])
         config: dict[str, Any] = {
             "actor": {
@@ -214,7 +214,7 @@ class DiffusionPolicy(BasePolicy):
         actions = th.cat(candidates, dim=1) if len(candidates) > 1 else candidates[0]  # (batch, n_candidates, action_dim)
         if actions.shape[1] == 1:
             return actions[:, 0]
-        best = self.critic.smallest(features, actions).argmax(dim=1)
+        best = self.critic.min_q(features, actions).argmax(dim=1)
         return actions[th.arange(len(actions), device=actions.device), best]
 
     def denoise(
@@ -250,7 +250,7 @@ class DiffusionPolicy(BasePolicy):
         return (mean.unsqueeze(1) + log_std.exp().unsqueeze(1) * noise).tanh()
 
     @th.no_grad()
-    def _explore(self, features: th.Tensor, rollout: Rollout) -> th.Tensor:
+    def _explore(self, features: th.Tensor, rollout: ExplorationState) -> th.Tensor:
         """Each environment by its mode."""
         generator = self.actor.model.generator
         modes = np.array(rollout.modes)
@@ -305,7 +305,7 @@ class DiffusionPolicy(BasePolicy):
                 module.__dict__ = getattr(self, name).__dict__
                 setattr(self, name, module)
             self.to(device)
-        self.acting = ActingRule(**state["acting"])
+        self.acting = ActionSelection(**state["acting"])
         self.actor.model.load_training_state(state["actor"])
         self.behavior.load_training_state(state["behavior"])
         assert self.critic.optimizer is not None

@@ -45,7 +45,7 @@ class Critic(nn.Module):
             hidden = nn.functional.relu(hidden, inplace=True)
         return th.baddbmm(self.biases[-1], hidden, self.weights[-1]).squeeze(2)
 
-    def smallest(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def min_q(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
         The pessimistic value of several actions for each state.
 

@@ -6,8 +6,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 from tqdm.auto import tqdm
 
-from sb3_exdm.recipes.evaluate import EVALUATION_SEED, Evaluation, play
-from sb3_exdm.run_folder import ProgressLog
+from sb3_exdm.recipes.evaluation import EVALUATION_SEED, Evaluation, play
+from sb3_exdm.runs.folder import ProgressLog
 
 
 class EvaluationCallback(BaseCallback):

@@ -8,8 +8,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from sb3_exdm.exploration.reward import IntrinsicReward
-from sb3_exdm.run_folder import ProgressLog, RunFolder, RunInterrupted
+from sb3_exdm.rewards.base import IntrinsicReward
+from sb3_exdm.runs.folder import ProgressLog, RunFolder, RunInterrupted
 
 
 def check_plain(config: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_exdm.artifacts import atomic_path
-from sb3_exdm.exploration.checks import check_integers
+from sb3_exdm.common.serialization import atomic_path
+from sb3_exdm.common.validation import check_integers
 from sb3_exdm.policies.diffusion_actor import DiffusionActor
-from sb3_exdm.recipes.evaluate import open_agent
+from sb3_exdm.recipes.evaluation import open_agent
 
 SUFFIXES = (".mp4", ".gif")
 

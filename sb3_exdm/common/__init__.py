@@ -1,0 +1,1 @@
+"""What every other package needs: validation, spaces, running moments, serialization."""

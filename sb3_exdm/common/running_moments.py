@@ -1,0 +1,53 @@
+"""Running mean and standard deviation."""
+
+import torch as th
+from torch import nn
+
+
+class RunningMoments(nn.Module):
+    """
+    Mean and variance of a stream of batches: exact over the first batches, then a moving average, so that it follows
+    a distribution that drifts as exploration proceeds.
+
+    :param dim: number of columns
+    :param min_weight: min_q weight of a new batch; the memory is about ``1 / min_weight`` batches
+    :param std_floor: columns with a smaller standard deviation are taken as constant and not blown up
+    :param device: PyTorch device
+    """
+
+    mean: th.Tensor
+    var: th.Tensor
+    std: th.Tensor
+    """Standard deviation ``(dim,)``; one where a column is constant."""
+    n_batches: th.Tensor
+
+    def __init__(
+        self, dim: int, *, min_weight: float = 0.01, std_floor: float = 1e-6, device: th.device | str = "cpu"
+    ) -> None:
+        super().__init__()
+        self.min_weight = min_weight
+        self.std_floor = std_floor
+        self.register_buffer("mean", th.zeros(dim, device=device))
+        self.register_buffer("var", th.ones(dim, device=device))
+        # Kept, not computed when asked for: single states are standardized far more often than batches are added.
+        self.register_buffer("std", th.ones(dim, device=device))
+        self.register_buffer("n_batches", th.zeros((), dtype=th.int64))
+
+    @th.no_grad()
+    def update(self, batch: th.Tensor) -> None:
+        """:param batch: ``(n, dim)``, at least one row"""
+        batch_var, batch_mean = th.var_mean(batch, dim=0, correction=0)
+        self.n_batches += 1
+        weight = max(1.0 / self.n_batches.item(), self.min_weight)
+        delta = batch_mean - self.mean
+        self.mean += weight * delta
+        # Law of total variance for a mixture of the past (1 - weight) and the batch (weight).
+        self.var.copy_((1.0 - weight) * (self.var + weight * delta.square()) + weight * batch_var)
+        std = self.var.sqrt()
+        # Round-off makes the variance of a constant column positive: judge it against the size of the mean as well.
+        floor = self.std_floor * self.mean.abs().clamp(min=1.0)
+        self.std.copy_(th.where(std > floor, std, 1.0))
+
+    def standardize(self, batch: th.Tensor) -> th.Tensor:
+        """:param batch: ``(n, dim)``"""
+        return (batch - self.mean) / self.std

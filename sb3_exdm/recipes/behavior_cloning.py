@@ -1,0 +1,187 @@
+"""A diffusion policy from recorded behavior."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.save_util import load_from_pkl
+from torch import nn
+
+from sb3_exdm.common.serialization import ArtifactError
+from sb3_exdm.common.spaces import check_vector_spaces, unscale_actions
+from sb3_exdm.common.validation import check_integers
+from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
+from sb3_exdm.policies.networks import SquashedGaussian
+from sb3_exdm.runs.folder import CONFIG, RunFolder
+from sb3_exdm.runs.hyperparams import check_device
+
+
+def clone(
+    source: str | Path | ReplayBuffer,
+    out: str | Path | None = None,
+    *,
+    gradient_steps: int = 3000,
+    batch_size: int = 512,
+    seed: int = 0,
+    device: str = "auto",
+    progress_bar: bool = True,
+    policy_kwargs: dict[str, Any] | None = None,
+) -> DiffusionActor:
+    """
+    Fit a diffusion policy to recorded observations and actions. ``policy_kwargs=dict(pretrained=out)`` then starts from it.
+
+    :param source: run folder with transitions; replay buffer of Stable-Baselines3, or the file that ``save_replay_buffer``
+        wrote (``.pkl``, which executes code when it is read: only open files that you trust); or id of a local Minari dataset
+    :param out: file or folder to write; None writes nothing
+    :param gradient_steps: steps of Adam
+    :param batch_size: rows of a minibatch
+    :param seed: seed of everything
+    :param device: PyTorch device
+    :param progress_bar: show a progress bar on a terminal
+    :param policy_kwargs: arguments of :class:`~sb3_exdm.policies.diffusion_actor.DiffusionActor`
+    :raises ValueError: for arguments out of range, or data that cannot be used
+    :raises ArtifactError: if the source cannot be read
+    """
+    check_integers(gradient_steps=(gradient_steps, 1), batch_size=(batch_size, 1), seed=(seed, 0))
+    check_device(device)
+    gaussian = None
+    try:
+        if isinstance(source, (str, Path)) and (Path(source) / CONFIG).is_file():
+            folder = RunFolder(source)
+            actor, gaussian = clone_agent(
+                folder.load_model(device=device),
+                folder.transitions(),
+                gradient_steps,
+                batch_size,
+                seed,
+                progress_bar,
+                policy_kwargs,
+                moments=folder.observation_moments(),
+            )
+        else:
+            observation_space, action_space, observations, actions = _read(source)
+            actor = DiffusionActor(observation_space, action_space, seed=seed, device=device, **(policy_kwargs or {}))
+            actor.fit(observations, actions, gradient_steps, batch_size, progress_bar=progress_bar)
+    except TypeError as error:
+        raise ValueError(f"policy_kwargs hold an argument that does not exist: {error}.") from error
+    if out is not None:
+        out = Path(out)
+        actor.save(out if out.suffix == ".safetensors" else out / POLICY, gaussian)
+    return actor
+
+
+def can_clone(observation_space: spaces.Space, action_space: spaces.Space) -> bool:
+    """Whether a diffusion policy can be fitted: vectors on both sides, and actions with finite bounds."""
+    try:
+        check_vector_spaces(observation_space, action_space, "")
+    except ValueError:
+        return False
+    return True
+
+
+def clone_agent(
+    model: BaseAlgorithm,
+    transitions: dict[str, np.ndarray],
+    gradient_steps: int,
+    batch_size: int = 512,
+    seed: int = 0,
+    progress_bar: bool = False,
+    policy_kwargs: dict[str, Any] | None = None,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[DiffusionActor, SquashedGaussian | None]:
+    """
+    Fit a diffusion policy to what an agent did, on the features that the agent itself sees.
+
+    :param model: the agent
+    :param transitions: ``observations`` and ``actions`` as the environment saw them
+    :param gradient_steps: steps of Adam
+    :param batch_size: rows of a minibatch
+    :param seed: seed of everything
+    :param progress_bar: show a progress bar on a terminal
+    :param policy_kwargs: arguments of :class:`~sb3_exdm.policies.diffusion_actor.DiffusionActor`
+    :param moments: mean and variance that the agent's observations were standardized with; by default those of its environment
+    :return: the diffusion policy, and the agent's Gaussian if it is one of SAC
+    """
+    actor = DiffusionActor(
+        model.observation_space, model.action_space, seed=seed, device=model.device, **(policy_kwargs or {})
+    )
+    env = model.get_vec_normalize_env()
+    if moments is None and env is not None and env.norm_obs and isinstance(env.obs_rms, RunningMeanStd):
+        moments = env.obs_rms.mean, env.obs_rms.var
+    gaussian = None
+    if isinstance(model, SAC) and model.actor.activation_fn is nn.ReLU and model.actor.net_arch:
+        gaussian = SquashedGaussian(actor.features.dim, actor.model.dim, model.actor.net_arch).to(model.device)
+        weights = model.actor.state_dict()
+        own = gaussian.state_dict()
+        if all(key in weights and weights[key].shape == value.shape for key, value in own.items()):
+            gaussian.load_state_dict({key: weights[key] for key in own})
+        else:
+            gaussian = None
+    if moments is not None:
+        mean, variance = (moment.reshape(-1) for moment in moments)
+        actor.features.mean.copy_(th.as_tensor(mean))
+        actor.features.std.copy_(th.as_tensor(np.sqrt(variance + 1e-8)))  # as VecNormalize does
+    actor.fit(
+        transitions["observations"],
+        transitions["actions"],
+        gradient_steps,
+        batch_size,
+        # The Gaussian was trained on features standardized in its own way, if at all.
+        fit_features=gaussian is None and moments is None,
+        progress_bar=progress_bar,
+    )
+    return actor, gaussian
+
+
+def _read(source: str | Path | ReplayBuffer) -> tuple[spaces.Space, spaces.Space, np.ndarray, np.ndarray]:
+    """Spaces, observations and actions in the units of the environment."""
+    if isinstance(source, ReplayBuffer):
+        return _from_buffer(source)
+    path = Path(source)
+    if path.is_file():
+        try:
+            buffer = load_from_pkl(path)
+        except Exception as error:  # pickle raises many kinds for a file that is something else
+            raise ArtifactError(f"{path} is no saved replay buffer: {error}") from None
+        if not isinstance(buffer, ReplayBuffer):
+            raise ArtifactError(f"{path} holds {type(buffer).__name__}, expected a replay buffer of Stable-Baselines3.")
+        return _from_buffer(buffer)
+    return _from_minari(str(source))
+
+
+def _from_buffer(buffer: ReplayBuffer) -> tuple[spaces.Space, spaces.Space, np.ndarray, np.ndarray]:
+    if isinstance(buffer, DictReplayBuffer) or not isinstance(buffer.action_space, spaces.Box):
+        raise ValueError(f"A diffusion policy needs Box spaces, got {buffer.observation_space} and {buffer.action_space}.")
+    size = buffer.size()
+    if not size:
+        raise ValueError("The replay buffer is empty.")
+    observations = buffer.observations[:size].reshape(-1, *buffer.obs_shape)
+    actions = buffer.actions[:size].reshape(-1, buffer.action_dim)  # in [-1, 1], as all off-policy algorithms store them
+    return buffer.observation_space, buffer.action_space, observations, unscale_actions(actions, buffer.action_space)
+
+
+def _from_minari(dataset_id: str) -> tuple[spaces.Space, spaces.Space, np.ndarray, np.ndarray]:
+    try:
+        import minari
+    except ImportError:
+        raise ArtifactError(
+            f"{dataset_id} is no run folder and no file. If it is the id of a Minari dataset: pip install 'minari[hdf5]'."
+        ) from None
+    try:
+        dataset = minari.load_dataset(dataset_id)
+    except (FileNotFoundError, ValueError) as error:
+        raise ArtifactError(f"{dataset_id} is no run folder, no file and no local Minari dataset: {error}") from None
+    except ImportError as error:  # of what reads the format of the dataset
+        raise ArtifactError(f"The Minari dataset {dataset_id} cannot be read: {error}") from None
+    if not isinstance(dataset.observation_space, spaces.Box):
+        raise ValueError(f"A diffusion policy needs Box observations, the dataset has {dataset.observation_space}.")
+    # An episode has one observation more than actions.
+    observations = np.concatenate([episode.observations[:-1] for episode in dataset.iterate_episodes()])
+    actions = np.concatenate([episode.actions for episode in dataset.iterate_episodes()])
+    return dataset.observation_space, dataset.action_space, observations, actions

@@ -1,0 +1,128 @@
+"""Counting visits: what every learned novelty approximates."""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_exdm.rewards.base import FittedReward
+
+
+class CountReward(FittedReward):
+    r"""
+    Counts the visits of cells of the observation space (Bellemare et al. 2016, arXiv 1606.01868; Tang et al. 2017,
+    arXiv 1611.04717): the oracle of low-dimensional tasks, useless in high dimensions, where no cell is visited twice.
+
+    :meth:`fit` is given minibatches drawn from everything visited, so a count :math:`n` is not the number of visits but
+    an estimate of the density of visits, up to a factor that is the same for all cells. Older minibatches are forgotten
+    exponentially, so that the estimate follows what the replay memory holds now.
+
+    A dimension with finite bounds is cut into ``1 / bin_width`` cells. Any other is cut into cells of ``bin_width``
+    times four standard deviations; the counts start over when its standard deviation has moved by more than a factor
+    of two, since the cells have lost their meaning then.
+
+    :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
+    :param action_space: not used
+    :param bin_width: side of a cell as share of the range of each dimension
+    :param bonus: ``"log"`` for :math:`-\log((n + 1) / (N + 1))` with the sum of all counts N, or ``"inverse_sqrt"`` for
+        :math:`1 / \sqrt{n + 1}`
+    :param forgetting: share of every count that is lost with each minibatch
+    :param n_slots: number of counters, a power of two. Cells share counters (by a hash) if there are more cells
+    :param batch_size: minibatch of :meth:`fit`
+    :param seed: seed of the minibatches
+    :param device: PyTorch device
+    """
+
+    name: ClassVar[str] = "count"
+    counts: th.Tensor
+    scale: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space | None = None,
+        *,
+        bin_width: float = 0.02,
+        bonus: str = "log",
+        forgetting: float = 1e-3,
+        n_slots: int = 2**17,
+        batch_size: int = 256,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+    ) -> None:
+        if not 0.0 < bin_width <= 1.0:
+            raise ValueError(f"bin_width is a share of the range and must be in (0, 1], got {bin_width}.")
+        if bonus not in ("log", "inverse_sqrt"):
+            raise ValueError(f"bonus must be 'log' or 'inverse_sqrt', got {bonus!r}.")
+        if not 0.0 <= forgetting < 1.0:
+            raise ValueError(f"forgetting must be in [0, 1), got {forgetting}.")
+        if n_slots < 2 or n_slots & (n_slots - 1):
+            raise ValueError(f"n_slots must be a power of two, got {n_slots}.")
+        super().__init__(
+            observation_space,
+            action_space,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            bin_width=bin_width,
+            bonus=bonus,
+            forgetting=forgetting,
+            n_slots=n_slots,
+        )
+        self.bin_width = bin_width
+        self.bonus = bonus
+        self.forgetting = forgetting
+        low, high = self._encode_observations.bounds
+        # Bounds like those of float32 bound nothing.
+        bounded = high - low < 1e6
+        self._low = th.as_tensor(np.where(bounded, low, 0.0), device=self.device)
+        self._unbounded = th.as_tensor(~bounded, device=self.device)
+        span = np.where(bounded & (high > low), high - low, 1.0)
+        self.register_buffer("scale", th.as_tensor(span, device=self.device))
+        self.register_buffer("counts", th.zeros(n_slots, device=self.device))
+        self._cells_per_dim = math.ceil(1.0 / bin_width - 1e-9)
+        self._shift = 0
+        if bounded.all() and self.observation_dim * math.log(self._cells_per_dim) <= math.log(n_slots):
+            # Every cell has a counter of its own.
+            self._factors = self._cells_per_dim ** th.arange(self.observation_dim, device=self.device)
+        else:
+            # Multiply-shift hashing (Dietzfelbinger et al. 1997): odd factors, arithmetic modulo 2^64, the highest bits.
+            self._shift = 64 - (n_slots.bit_length() - 1)
+            factors = np.random.default_rng(0).integers(0, 2**62, self.observation_dim) * 2 + 1
+            self._factors = th.as_tensor(factors, device=self.device)
+
+    def _whiten(self, states: th.Tensor) -> th.Tensor:
+        return states  # cells are cut in the observation space itself
+
+    def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
+        self._follow_scale()
+        if self.forgetting:
+            self.counts *= 1.0 - self.forgetting
+        self.counts += th.bincount(self._slots(observations), minlength=len(self.counts))
+        return {"count_cells": float((self.counts > 0.5).sum())}
+
+    def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
+        counts = self.counts[self._slots(observations)]
+        if self.bonus == "inverse_sqrt":
+            return (counts + 1.0).rsqrt()
+        return self.counts.sum().log1p() - counts.log1p()
+
+    def _slots(self, observations: th.Tensor) -> th.Tensor:
+        """Counter of each state, ``(batch,)``."""
+        cells = ((observations.double() - self._low) / (self.scale * self.bin_width)).floor().long()  # (batch, dim)
+        if self._shift == 0:
+            cells = cells.clamp(0, self._cells_per_dim - 1)  # the rim belongs to the inner cell
+            return (cells * self._factors).sum(dim=1)
+        keys = (cells * self._factors).sum(dim=1)
+        return (keys >> self._shift) & (len(self.counts) - 1)  # the mask clears the sign that the shift has copied
+
+    def _follow_scale(self) -> None:
+        if not self._unbounded.any():
+            return
+        spread = 4.0 * self.whitening.std.double()
+        ratio = (spread / self.scale)[self._unbounded]
+        if ((ratio > 2.0) | (ratio < 0.5)).any():
+            self.scale.copy_(th.where(self._unbounded, spread, self.scale))
+            self.counts.zero_()

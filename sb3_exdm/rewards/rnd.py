@@ -1,0 +1,98 @@
+"""Random network distillation."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_exdm.common.running_moments import RunningMoments
+from sb3_exdm.rewards.base import FittedReward
+
+
+class RNDReward(FittedReward):
+    r"""
+    Random network distillation (RND, Burda et al. 2018, arXiv 1810.12894, sec. 2.2): a predictor learns the output of a
+    fixed, randomly initialized target network on the visited states; its error
+    :math:`\|\hat f_\theta(s) - f(s)\|^2` is small only where it has been trained.
+
+    As in the paper (sec. 2.4), observations are whitened and clipped, because a target that is not trained cannot adapt
+    to their scale, and weights are orthogonal. The predictor has one layer more than the target.
+
+    :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
+    :param action_space: not used
+    :param net_arch: widths of the hidden layers of the target
+    :param embedding_dim: width of the output of target and predictor
+    :param clip_obs: whitened observations are clipped to ``[-clip_obs, clip_obs]``
+    :param learning_rate: of Adam
+    :param batch_size: minibatch of :meth:`fit`
+    :param seed: seed of weights and minibatches
+    :param device: PyTorch device
+    """
+
+    name: ClassVar[str] = "rnd"
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space | None = None,
+        *,
+        net_arch: Sequence[int] = (128,),
+        embedding_dim: int = 64,
+        clip_obs: float = 5.0,
+        learning_rate: float = 1e-3,
+        batch_size: int = 256,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+    ) -> None:
+        if embedding_dim < 1 or not clip_obs > 0.0:
+            raise ValueError(f"Need embedding_dim >= 1 and clip_obs > 0, got {embedding_dim} and {clip_obs}.")
+        super().__init__(
+            observation_space,
+            action_space,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            net_arch=list(net_arch),
+            embedding_dim=embedding_dim,
+            clip_obs=clip_obs,
+            learning_rate=learning_rate,
+        )
+        # The error falls by orders of magnitude: only a short memory knows its present scale.
+        self.score_moments = RunningMoments(1, min_weight=0.1, std_floor=1e-8, device=self.device)
+        self.clip_obs = clip_obs
+        self.target = self._network([*net_arch, embedding_dim]).requires_grad_(False)
+        self.predictor = self._network([*net_arch, embedding_dim, embedding_dim])
+        self.optimizer = th.optim.Adam(self.predictor.parameters(), lr=learning_rate)
+
+    def _network(self, widths: list[int]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for width_in, width in zip([self.observation_dim, *widths[:-1]], widths, strict=True):
+            linear = nn.utils.skip_init(nn.Linear, width_in, width, device=self.device)  # leaves the global generator alone
+            nn.init.orthogonal_(linear.weight, gain=2.0**0.5, generator=self.generator)
+            nn.init.zeros_(linear.bias)
+            layers.extend([linear, nn.ReLU()])
+        return nn.Sequential(*layers[:-1])
+
+    def _whiten(self, states: th.Tensor) -> th.Tensor:
+        return self.whitening.standardize(states).clamp_(-self.clip_obs, self.clip_obs)
+
+    def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
+        loss = self._errors(observations).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"rnd_loss": loss.item()}
+
+    def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
+        return self._errors(observations)
+
+    def _errors(self, observations: th.Tensor) -> th.Tensor:
+        return (self.predictor(observations) - self.target(observations)).square().mean(dim=1)  # (batch,)
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
