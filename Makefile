@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 # The demo ends at the cell that is furthest from the start.
 GOAL := '{"goal_cell": "farthest", "terminate_on_success": true}'
 
-.PHONY: help install test demo check format benchmark clean
+.PHONY: help install test test-fast demo check format benchmark clean
 
 help:
 	@echo "make demo       explore a maze without a reward, then master a goal; print coverage and success, draw the pictures"
-	@echo "make test       lint, types and tests"
+	@echo "make test       lint, types and all tests"
+	@echo "make test-fast  the tests without those marked slow, for the inner loop (under a minute)"
 	@echo "make benchmark  the figures of docs/results.md (hours)"
 
 # torch comes first and pinned: the library's own range would otherwise pick whatever build is newest.
@@ -35,6 +36,9 @@ format: install
 
 test: check
 	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow"
 
 demo: install
 	$(BIN)/exdm pretrain --env Maze2d-SquareA-v0 --steps 50000 --seed 0 --out runs/demo --overwrite

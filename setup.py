@@ -9,21 +9,24 @@ version = (root / "sb3_exdm" / "version.txt").read_text(encoding="utf-8").strip(
 
 core = [
     "gymnasium>=1.1,<2.0",
+    "matplotlib>=3.7",
     "numpy>=1.24",
     "safetensors>=0.4",
     "stable-baselines3>=2.9,<3.0",
     "tensorboard>=2.15",
-    "torch>=2.3,<3.0",
+    "torch>=2.8,<3.0",
     "tqdm>=4.60",
-    "tyro>=0.9,<2.0",
+    "tyro>=0.9.14,<2.0",
 ]
 # rliable 1.2 needs arch 7, which pandas 3 breaks.
-plots = ["matplotlib>=3.7", "pandas<3", "rliable>=1.2"]
+benchmark = ["joblib>=1.3", "pandas<3", "rliable>=1.2", "scipy>=1.10"]
 video = ["imageio[ffmpeg]>=2.30"]
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
 tests = [
+    "diffusers>=0.30",
     "hypothesis>=6.100",
+    "minari[hdf5]>=0.5",
     "mypy>=1.10",
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -49,12 +52,12 @@ setup(
     package_data={"sb3_exdm": ["py.typed", "version.txt"], "sb3_exdm.envs": ["*.json", "**/*.json"]},
     install_requires=core,
     extras_require={
-        "plots": plots,
+        "benchmark": benchmark,
         "dmc": dmc,
         "robotics": ["gymnasium-robotics>=1.4"],
         "video": video,
         "tests": tests,
-        "all": plots + dmc + video,
+        "all": benchmark + dmc + video,
     },
     entry_points={"console_scripts": ["exdm=sb3_exdm.cli:main"]},
 )

@@ -1,9 +1,11 @@
 """
-Environments. Importing this package registers ``Maze2d-SquareA-v0`` and the other mazes with Gymnasium, and
-``URLB/walker-walk-v0`` and the other tasks of URLB, whose physics need the extra ``dmc`` (see :mod:`sb3_exdm.envs.control`).
+Environments: seven mazes, and the continuous control tasks of URLB.
 
-``gym.make`` gives one environment, ``gym.make_vec`` many at once: mazes moved by numpy without a loop over them, bodies
-stepped without what dm_control does around them.
+Importing this package registers ``Maze2d-SquareA-v0`` and the other mazes with Gymnasium, and ``URLB/walker-walk-v0`` and the
+other tasks of URLB, whose physics need the extra ``dmc`` (see :mod:`sb3_exdm.envs.control`).
+
+``gym.make`` creates a single environment. ``gym.make_vec`` creates a vectorized one: the mazes are vectorized with numpy, the
+walker, quadruped and hopper step MuJoCo directly.
 """
 
 import gymnasium as gym
@@ -22,13 +24,12 @@ from .urlb import TASKS, VECTORIZED_DOMAINS, ControlTask, expert_return
 
 MAZE_ENV_IDS: tuple[str, ...] = tuple(f"Maze2d-{name}-v0" for name in MAZE_NAMES)
 """Ids of the mazes, in the order of ``MAZE_NAMES``."""
-CONTROL_ENV_IDS: tuple[str, ...] = tuple(TASKS)
-"""Ids of the tasks of URLB."""
 
 __all__ = [
-    "CONTROL_ENV_IDS",
     "MAZE_ENV_IDS",
     "MAZE_NAMES",
+    "TASKS",
+    "VECTORIZED_DOMAINS",
     "ControlTask",
     "GoalTask",
     "Maze2dEnv",
@@ -38,13 +39,12 @@ __all__ = [
     "PointMassDynamics",
     "SB3VecEnv",
     "expert_return",
-    "register_control",
-    "register_mazes",
+    "register_envs",
 ]
 
 
-def register_mazes() -> None:
-    """Register the mazes with Gymnasium, those that are not registered yet."""
+def register_envs() -> None:
+    """Register all environments with Gymnasium that are not registered yet. Does not import MuJoCo."""
     for env_id, name in zip(MAZE_ENV_IDS, MAZE_NAMES, strict=True):
         if env_id not in gym.registry:
             gym.register(
@@ -54,10 +54,6 @@ def register_mazes() -> None:
                 max_episode_steps=50,
                 kwargs={"layout": name},
             )
-
-
-def register_control() -> None:
-    """Register the tasks of URLB with Gymnasium, those that are not registered yet. Imports nothing that they need."""
     for env_id, task in TASKS.items():
         if env_id not in gym.registry:
             is_vectorized = task.domain in VECTORIZED_DOMAINS
@@ -70,5 +66,4 @@ def register_control() -> None:
             )
 
 
-register_mazes()
-register_control()
+register_envs()

@@ -1,4 +1,4 @@
-"""What there is to control: the tasks of URLB by name, and what an expert reaches in them. Knows no physics."""
+"""Tasks of the unsupervised reinforcement learning benchmark (URLB), with the scores of experts. Does not import MuJoCo."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class ControlTask:
     """
-    One task of the unsupervised reinforcement learning benchmark (URLB, Laskin et al. 2021, arXiv 2110.15191).
+    Task of URLB (Laskin et al. 2021, arXiv 2110.15191).
 
-    :param domain: The body
-    :param name: What it is rewarded for
-    :param max_episode_steps: Every episode is truncated after this many steps
-    :param expert_return: Undiscounted return of an episode by DDPG after 2M steps of training, None where none is published
-    :param coverage_dims: Dimensions of the observation that tell what the body does, for counting visited bins
+    :param domain: name of the robot
+    :param name: name of the task
+    :param max_episode_steps: number of steps after which an episode is truncated
+    :param expert_return: undiscounted return of an episode by DDPG after 2M training steps, None if none is published
+    :param coverage_dims: dimensions of the observation in which visited bins are counted
     """
 
     domain: str
@@ -52,15 +52,15 @@ TASKS: dict[str, ControlTask] = {
 """All tasks, by env id."""
 
 VECTORIZED_DOMAINS = ("walker", "quadruped", "hopper")
-"""Bodies that :class:`~sb3_exdm.envs.control.ControlVectorEnv` steps."""
+"""Domains that :class:`~sb3_exdm.envs.control.ControlVectorEnv` supports."""
 
 
 def expert_return(env_id: str) -> float | None:
     """
-    What an expert reaches; ``return / expert_return`` is the normalized score of URLB.
+    Return of an expert, for the normalized score of URLB, ``return / expert_return``.
 
-    :param env_id: Any env id
-    :return: The return of an episode, None where none is published
+    :param env_id: any env id
+    :return: undiscounted return of an episode, None if none is published
     """
     task = TASKS.get(env_id)
     return None if task is None else task.expert_return

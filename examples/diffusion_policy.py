@@ -1,5 +1,5 @@
 """
-SAC with a policy that denoises its actions: pre-trained without a reward, then fine-tuned to a goal by a callback.
+Train SAC with a diffusion policy: pre-trained without a reward, then fine-tuned to a goal through a callback.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from sb3_exdm.envs import Maze2dSB3VecEnv
 
 
 def main(argv: list[str] | None = None) -> float:
-    """:return: mean reward, which is the success rate"""
+    """:return: success rate"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pretrain-steps", type=int, default=50_000)
     parser.add_argument("--steps", type=int, default=10_000)
@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> float:
     model.learn(arguments.steps, callback=sb3_exdm.DiffusionFinetuneCallback(arguments.operator))
     model.save("runs/example-diffusion-policy")
 
-    success, _ = evaluate_policy(SAC.load("runs/example-diffusion-policy"), env, n_eval_episodes=50)
-    print(f"Success rate {success:.2f} after {arguments.steps} steps.")
-    return float(success)
+    # The task reward is 1 at the goal, where the episode ends: the mean return is the success rate.
+    success_rate, _ = evaluate_policy(SAC.load("runs/example-diffusion-policy"), env, n_eval_episodes=50)
+    print(f"Success rate {success_rate:.2f} after {arguments.steps:,} steps.")
+    return float(success_rate)
 
 
 if __name__ == "__main__":

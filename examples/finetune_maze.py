@@ -1,6 +1,6 @@
 """
-Explore a maze without a reward, then go to its furthest cell: the diffusion policy beside the Gaussian that explored, both
-with the explored transitions and without.
+Explore a maze without a reward, then fine-tune to its farthest cell: the diffusion policy and the Gaussian policy, each with
+and without the explored transitions in the replay buffer.
 """
 
 import argparse
@@ -13,7 +13,7 @@ GOAL = {"goal_cell": "farthest", "goal_radius": 0.5, "terminate_on_success": Tru
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """:return: success rates at the end, by the name of the run"""
+    """:return: final success rate of each run"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="Maze2d-SquareTree-v0")
     parser.add_argument("--pretrain-steps", type=int, default=100_000)
@@ -23,14 +23,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parser.parse_args(argv)
 
     out, seed = arguments.out, arguments.seed
-    explored = sb3_exdm.pretrain(arguments.env, arguments.pretrain_steps, seed=seed, out=out / "explored", overwrite=True)
-    rates = {}
+    sb3_exdm.pretrain(arguments.env, arguments.pretrain_steps, seed=seed, out=out / "explored", overwrite=True)
+    success_rates = {}
     for policy in ("diffusion", "gaussian"):
         for reuse_data in (False, True):
             name = f"{policy}-{'reuse' if reuse_data else 'fresh'}"
-            run = sb3_exdm.finetuning(
-                pretrained=explored.path,
-                total_timesteps=arguments.steps,
+            run = sb3_exdm.finetune(
+                arguments.env,
+                arguments.steps,
+                pretrained=out / "explored",
                 policy=policy,
                 reuse_data=reuse_data,
                 seed=seed,
@@ -38,10 +39,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 out=out / name,
                 overwrite=True,
             )
-            rates[name] = run.summary["success_rate"]
-            print(f"{name}: success rate {rates[name]:.2f}")
-    print("Picture:", plot_runs([out / name for name in rates], out / "success.png", metric="success_rate"))
-    return rates
+            success_rates[name] = run.summary["success_rate"]
+            print(f"{name}: success rate {success_rates[name]:.2f}")
+    print("Picture:", plot_runs([out / name for name in success_rates], out / "success.png", metric="success_rate"))
+    return success_rates
 
 
 if __name__ == "__main__":

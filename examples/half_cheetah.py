@@ -1,5 +1,5 @@
 """
-Explore with Gymnasium's own HalfCheetah without a reward, and count where it went, beside an agent that is paid for nothing.
+Explore with Gymnasium's HalfCheetah without a task reward; compare the visited bins with those of an agent whose reward is 0.
 
 Needs MuJoCo: pip install "sb3-exdm[dmc]".
 """
@@ -10,12 +10,12 @@ from pathlib import Path
 import sb3_exdm
 from sb3_exdm.plots import plot_runs
 
-DIMS = (0, 1, 8)
-"""Height and tilt of the torso, and its speed."""
+COVERAGE_DIMS = (0, 1, 8)
+"""Height and pitch of the torso, and forward velocity."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """:return: visited bins, by the name of the reward"""
+    """:return: visited bins by reward"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=50_000)
@@ -23,22 +23,23 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--out", type=Path, default=Path("runs/example-cheetah"))
     arguments = parser.parse_args(argv)
 
-    visited = {}
+    out = arguments.out
+    visited_bins = {}
     for reward in ("score", "zero"):
         run = sb3_exdm.pretrain(
             arguments.env,
             arguments.steps,
             reward=reward,
-            coverage_dims=DIMS,
+            coverage_dims=COVERAGE_DIMS,
             seed=arguments.seed,
-            policy_steps=0,  # no diffusion policy is needed here
-            out=arguments.out / reward,
+            policy_steps=0,  # no diffusion policy
+            out=out / reward,
             overwrite=True,
         )
-        visited[reward] = run.summary["coverage"]
-        print(f"{reward}: {visited[reward]:,.0f} visited bins")
-    print("Picture:", plot_runs([arguments.out / reward for reward in visited], arguments.out / "coverage.png"))
-    return visited
+        visited_bins[reward] = run.summary["coverage"]
+        print(f"{reward}: {visited_bins[reward]:,.0f} visited bins")
+    print("Picture:", plot_runs([out / reward for reward in visited_bins], out / "coverage.png"))
+    return visited_bins
 
 
 if __name__ == "__main__":

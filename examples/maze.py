@@ -1,5 +1,5 @@
 """
-Explore a maze without a reward and look at the pictures: coverage over time, visits, and what is still novel.
+Explore a maze without a reward; draw the state coverage over time, the visited states and the intrinsic reward.
 """
 
 import argparse
@@ -20,14 +20,15 @@ def main(argv: list[str] | None = None) -> float:
     arguments = parser.parse_args(argv)
 
     run = sb3_exdm.pretrain(arguments.env, arguments.steps, seed=arguments.seed, out=arguments.out, overwrite=True)
-    print(f"Coverage {run.summary['coverage']:.3f} after {run.summary['seconds']:.0f} s.")
+    print(f"State coverage {run.summary['coverage']:.3f} after {run.summary['seconds']:.0f} s.")
 
-    # Everything can be read back, without executing anything that is stored.
+    # A run folder loads without pickle.
     folder = sb3_exdm.RunFolder(arguments.out)
-    novelty = folder.load_reward(device="cpu")
-    start, visited = np.zeros((1, 2)), folder.transitions()["next_observations"]
-    most_novel = visited[novelty.reward(visited).argmax()]
-    print(f"Novelty {novelty.reward(start)[0]:.2f} at the start, {novelty.reward(most_novel[None])[0]:.2f} at {most_novel}.")
+    reward_model = folder.load_reward(device="cpu")
+    states = folder.transitions()["next_observations"]
+    rewards = reward_model.reward(states)
+    print(f"Intrinsic reward {reward_model.reward(np.zeros((1, 2)))[0]:.2f} at the start position;", end=" ")
+    print(f"the largest is {rewards.max():.2f} at {states[rewards.argmax()]}.")
     print("Pictures:", *sorted(map(str, arguments.out.glob("*.png"))))
     return run.summary["coverage"]
 

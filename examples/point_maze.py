@@ -1,5 +1,5 @@
 """
-Explore gymnasium-robotics' PointMaze, whose observations are dictionaries, with SAC and one wrapper, beside uniform actions.
+Explore a maze of gymnasium-robotics, which has Dict observations, with SAC and a wrapper; compare with uniform actions.
 
 Needs the extra robotics: pip install "sb3-exdm[robotics]".
 """
@@ -17,34 +17,36 @@ gym.register_envs(gymnasium_robotics)
 
 MAZE = [list(row) for row in MEDIUM_MAZE]
 MAZE[1][1], MAZE[6][6] = RESET, GOAL
-"""Episodes begin in a corner: where they begin anywhere, the maze is visited without going anywhere."""
+"""Every episode starts in the same corner; uniform start positions would cover the maze by themselves."""
 
 
 def main(argv: list[str] | None = None) -> tuple[int, int]:
-    """:return: visited bins of the maze, by exploring and by uniform actions"""
+    """:return: visited bins of the maze, of the exploring agent and of uniform actions"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    visited = []
-    for is_exploring in (True, False):
-        counter = CountBins(gym.make("PointMaze_Medium-v3", maze_map=MAZE, continuing_task=False, max_episode_steps=300))
-        # Not the desired goal, which is drawn at random: it would be novel without the agent going anywhere.
-        filtered = gym.wrappers.FilterObservation(counter, ["observation", "achieved_goal"])
-        env = sb3_exdm.ScoreRewardWrapper(filtered, seed=arguments.seed)
-        # Until learning starts, SAC acts uniformly.
-        learning_starts = min(1000, arguments.steps // 2) if is_exploring else arguments.steps
-        # One critic and more entropy than usual, as exdm pretrain has them: who settles stops exploring.
-        settings = {"target_entropy": 0.5, "learning_rate": 5e-4, "policy_kwargs": {"n_critics": 1}, "train_freq": 4}
-        model = SAC("MultiInputPolicy", env, learning_starts=learning_starts, seed=arguments.seed, device="cpu", **settings)
-        model.learn(arguments.steps)
-        visited.append(counter.coverage.value)
-    print(f"Visited bins in {arguments.steps:,} steps: {visited[0]}; with uniform actions: {visited[1]}.")
-    return visited[0], visited[1]
+    explored, uniform = (count_bins(arguments.steps, arguments.seed, is_exploring) for is_exploring in (True, False))
+    print(f"Visited bins in {arguments.steps:,} steps: {explored}; with uniform actions: {uniform}.")
+    return explored, uniform
 
 
-class CountBins(gym.Wrapper):
-    """Counts the places that the point was at, in bins of a fifth of a cell."""
+def count_bins(steps: int, seed: int, is_exploring: bool) -> int:
+    """:return: visited bins"""
+    counter = BinCounter(gym.make("PointMaze_Medium-v3", maze_map=MAZE, continuing_task=False, max_episode_steps=300))
+    # Without the desired goal, which is random: it would be novel whatever the agent does.
+    filtered = gym.wrappers.FilterObservation(counter, ["observation", "achieved_goal"])
+    env = sb3_exdm.ScoreRewardWrapper(filtered, seed=seed)
+    # SAC samples uniform actions until learning_starts. A high entropy and a single critic keep it exploring.
+    learning_starts = min(1000, steps // 2) if is_exploring else steps
+    settings = {"target_entropy": 0.5, "learning_rate": 5e-4, "policy_kwargs": {"n_critics": 1}, "train_freq": 4}
+    model = SAC("MultiInputPolicy", env, learning_starts=learning_starts, seed=seed, device="cpu", **settings)
+    model.learn(steps)
+    return counter.coverage.value
+
+
+class BinCounter(gym.Wrapper):
+    """Count the visited bins of positions, each a fifth of a cell wide."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)

@@ -1,261 +1,311 @@
-"""The benchmarks, with budgets of seconds: that they measure what they say, not what comes out."""
+"""Statistics, tables, and the execution of sweeps, with budgets of seconds."""
 
-import csv
+import _thread
 import json
-import multiprocessing
 import os
-from dataclasses import dataclass
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
-from scipy.stats import spearmanr
+from scipy import stats
 
-from examples.experiments.estimator import evaluate_reward, maze_density, mixture_density, rank_correlation, run_estimator
-from examples.experiments.throughput import maze_steps_per_second, run_throughput
-from sb3_exdm.benchmark import control_speed, coverage, throughput
-from sb3_exdm.benchmark.coverage import PAPER_COVERAGE, Run, run_sweep
-from sb3_exdm.benchmark.execute import run_missing, run_one
-from sb3_exdm.benchmark.tables import bootstrap_interval, markdown_table, mean_std
-from sb3_exdm.envs import MAZE_NAMES, MazeLayout
-from sb3_exdm.finetuning import OPERATORS
-from sb3_exdm.plots import read_run
+from sb3_exdm.benchmark import base, execute
+from sb3_exdm.benchmark.coverage import PAPER_COVERAGE, CoverageBenchmark
+from sb3_exdm.benchmark.execute import is_complete, run_missing
+from sb3_exdm.benchmark.plan import PlannedRun, short_name, sweep
+from sb3_exdm.benchmark.statistics import mean_interval, rate_interval, success_interval
+from sb3_exdm.benchmark.tables import interval_table, markdown_table, value_at
+from sb3_exdm.envs import MAZE_NAMES
+from sb3_exdm.rewards.registry import REWARDS
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
+from sb3_exdm.runs.folder import RunFolder, RunInterrupted
 
-th.set_num_threads(1)
+MAZE = "Maze2d-SquareA-v0"
+
+# Statistics ---------------------------------------------------------------------------------------------------------------
+
+
+def test_t_interval_of_two_values():
+    """Student's t with one degree of freedom is Cauchy's distribution, whose 0.975 quantile is tan(0.475 π)."""
+    mean, low, high = mean_interval([1.0, 3.0])
+    assert mean == 2.0
+    assert (high - mean, mean - low) == pytest.approx([np.tan(0.475 * np.pi)] * 2)
+
+
+def test_t_interval_covers_the_mean():
+    samples = np.random.default_rng(0).normal(loc=3.0, size=(2000, 5))
+    covered = [low <= 3.0 <= high for _, low, high in map(mean_interval, samples)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_no_interval_without_spread():
+    for values in ([0.5], [0.5, 0.5, 0.5]):
+        mean, low, high = mean_interval(values)
+        assert mean == 0.5 and np.isnan(low) and np.isnan(high)
+
+
+def test_success_interval():
+    """Clopper–Pearson in closed form at the ends, and by its definition between them."""
+    assert success_interval(5, 5) == pytest.approx((1.0, 0.025 ** (1 / 5), 1.0))
+    assert success_interval(0, 5) == pytest.approx((0.0, 0.0, 1.0 - 0.025 ** (1 / 5)))
+    rate, low, high = success_interval(3, 10)
+    assert rate == 0.3
+    assert stats.binom.sf(2, 10, low) == pytest.approx(0.025) and stats.binom.cdf(3, 10, high) == pytest.approx(0.025)
+
+
+def test_rate_interval():
+    assert rate_interval([1.0, 1.0, 1.0, 1.0, 1.0]) == success_interval(5, 5)
+    assert rate_interval([0.0, 1.0]) == success_interval(1, 2)
+    values = [0.9, 1.0, 0.98]
+    assert rate_interval(values) == pytest.approx((np.mean(values), mean_interval(values).low, 1.0))
 
 
 # Tables -------------------------------------------------------------------------------------------------------------------
 
 
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
 def test_markdown_table():
-    table = markdown_table(["maze", "score"], [["SquareA", "0.99"], ["D", "0.778"]])
-    assert table.splitlines() == ["| maze    | score |", "| ------- | ----: |", "| SquareA |  0.99 |", "| D       | 0.778 |"]
+    frame = pd.DataFrame({"score": {"SquareA": "0.99", "D": np.nan}}).rename_axis("maze")
+    table = markdown_table(frame)
+    assert table.splitlines() == ["| maze    | score |", "| ------- | ----: |", "| SquareA |  0.99 |", "| D       |     – |"]
 
 
-def test_mean_std():
-    assert mean_std([0.1, 0.2, 0.3]) == "0.200 ± 0.100"  # of a sample, n - 1
-    assert mean_std([0.5]) == "0.500"
-    assert mean_std([]) == "–"
-
-
-def test_bootstrap_interval():
-    values = np.random.default_rng(0).normal(size=400)
-    low, high = bootstrap_interval([values])
-    half_width = 1.96 * values.std() / np.sqrt(400)  # what the central limit theorem says
-    assert (low, high) == pytest.approx((values.mean() - half_width, values.mean() + half_width), abs=0.02)
-    assert bootstrap_interval([values]) == (low, high)
-    assert bootstrap_interval([[0.4], [0.8, 0.8]]) == pytest.approx((0.6, 0.6))  # the mean of the groups, however large
-    narrow, wide = bootstrap_interval([[0.0, 1.0]] * 4), bootstrap_interval([[0.0, 1.0]])
-    assert wide == (0.0, 1.0) and narrow[0] > 0.0 and narrow[1] < 1.0  # each group is resampled on its own
-
-
-# Sweeps -------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Errand:
-    """A run without learning."""
-
-    folder: Path
-    requires: Path | None = None
-    fails: str = ""
-
-    def differences(self, config: dict[str, Any]) -> list[str]:
-        return []
-
-    def execute(self) -> None:
-        if self.fails == "hard":
-            os._exit(3)
-        if self.fails:
-            raise ValueError(self.fails)
-        assert self.requires is None or (self.requires / "summary.json").is_file()
-        self.folder.mkdir()
-        for name in ("config.json", "summary.json"):
-            (self.folder / name).write_text("{}")
-
-
-def test_runs_wait_for_what_they_require_and_failures_do_not_end_a_sweep(tmp_path, monkeypatch):
-    fork = multiprocessing.get_context("fork")  # nothing here needs PyTorch, whose import takes seconds
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
-    first, second, broken, killed = (tmp_path / name for name in ("first", "second", "broken", "killed"))
-    runs = [
-        Errand(second, requires=first),  # named before what it requires
-        Errand(broken, fails="no luck"),
-        Errand(killed, fails="hard"),
-        Errand(tmp_path / "hopeless", requires=broken),
-        Errand(first),
+def make_figures(values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """A row for each run, of values (n_seeds, n_tasks) by method; NaN for no run."""
+    rows = [
+        {"method": method, "seed": seed, "task": f"task {task}", "value": value}
+        for method, matrix in values.items()
+        for (seed, task), value in np.ndenumerate(matrix)
+        if not np.isnan(value)
     ]
-    with pytest.raises(ChildProcessError) as caught:
-        run_missing(runs, tmp_path, jobs=3)
-    message = str(caught.value)
-    assert message.startswith("3 of 5 runs failed: ")
-    for failure in ("broken: ValueError: no luck", "killed: the process ended with exit code 3", "hopeless: needs broken"):
-        assert failure in message
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+    return pd.DataFrame(rows)
 
 
-# Estimator ----------------------------------------------------------------------------------------------------------------
+def test_interval_table_counts_a_seed_once():
+    values = np.array([[0.2, 0.6], [0.4, 0.8], [0.3, np.nan]])
+    header, _, row = cells(markdown_table(interval_table(make_figures({"one": values}), "value", 3)))
+    assert header == ["method", "task 0", "task 1", "all"]
+    mean, low, high = mean_interval([0.4, 0.6])  # the third seed lacks a task
+    assert row[3] == f"{mean:.3f} [{max(low, 0):.3f}, {min(high, 1):.3f}], n = 2"
+    assert row[1].startswith("0.300 [") and "n =" not in row[1] and row[2].endswith("], n = 2")
 
 
-def test_rank_correlation_is_spearmans():
+def test_differences_are_paired():
     rng = np.random.default_rng(0)
-    first = rng.integers(0, 20, 300)  # with ties
-    second = first + rng.normal(size=300) * 10
-    assert rank_correlation(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
-    assert rank_correlation(second, np.exp(second / 10)) == pytest.approx(1.0)
-    assert rank_correlation(first, np.zeros(300)) == 0.0
+    seeds = rng.normal(size=(6, 1)) * 10  # what seeds have in common hides the difference unless they are paired
+    first, second = seeds + rng.normal(size=(6, 2)), seeds + 2 + rng.normal(size=(6, 2))
+    second[5, 1] = np.nan
+    figures = make_figures({"first": first, "second": second})
+    _, _, row = cells(markdown_table(interval_table(figures, "value", 6, differences=True)))
+    test = stats.ttest_rel(second[:, 0], first[:, 0]).confidence_interval()
+    assert row[0] == "second − first"
+    assert row[1] == f"{np.mean(second[:, 0] - first[:, 0]):+.3f} [{test.low:+.3f}, {test.high:+.3f}]"
+    assert row[2].endswith("n = 5")
+    test = stats.ttest_rel(second[:5].mean(axis=1), first[:5].mean(axis=1)).confidence_interval()
+    assert f"[{test.low:+.3f}, {test.high:+.3f}], n = 5" in row[3]
 
 
-@pytest.mark.parametrize("dim", [1, 2])
-def test_mixture_density_is_the_density_of_its_samples(dim):
-    states, log_density = mixture_density(dim, seed=1).sample(np.random.default_rng(0), 200_000)
-    counts, edges = np.histogramdd(states, bins=200 if dim == 1 else 60)
-    bins = tuple(
-        np.clip(np.searchsorted(edge, column, side="right") - 1, 0, len(edge) - 2)
-        for edge, column in zip(edges, states.T, strict=True)
+def test_value_between_two_points():
+    steps, values = np.array([0.0, 16_000.0, 17_000.0]), np.array([0.0, 0.3, 0.4])
+    assert value_at(16_600, steps, values) == pytest.approx(0.36)
+    assert value_at(8000, steps, values) == pytest.approx(0.15)
+    assert np.isnan(value_at(50_000, steps, values))
+
+
+# Plans --------------------------------------------------------------------------------------------------------------------
+
+
+def test_sweep_is_the_product_of_all_values():
+    config = PretrainConfig(env_id=MAZE, total_timesteps=10)
+    configs = sweep(config, {"reward": ["rnd", "zero"], "seed": range(2)})
+    assert [(run.reward, run.seed) for run in configs] == [("rnd", 0), ("rnd", 1), ("zero", 0), ("zero", 1)]
+    assert {(run.env_id, run.total_timesteps) for run in configs} == {(MAZE, 10)}
+    for axes, message in (({"sead": [1]}, "no setting 'sead'.*'seed'"), ({"reward": ["rdn"]}, "did you mean 'rnd'")):
+        with pytest.raises(ValueError, match=message):
+            sweep(config, axes)
+
+
+def test_short_names():
+    assert short_name("Maze2d-SquareC-v0") == "SquareC" and short_name("URLB/hopper-hop_backward-v0") == "hopper-hop_backward"
+
+
+def test_seeds_on_the_command_line():
+    assert base._parse_seeds(["3"]) == (0, 1, 2)
+    assert base._parse_seeds(["10-12"]) == (10, 11, 12)
+    assert base._parse_seeds(["7-7"]) == (7,)
+    for text in ("-3", "1,2", "many"):
+        with pytest.raises(ValueError, match="a range such as 10-14"):
+            base._parse_seeds([text])
+
+
+# Execution ----------------------------------------------------------------------------------------------------------------
+
+USER_MODULE = """
+import os
+from sb3_exdm.rewards.registry import REWARDS
+from sb3_exdm.rewards.zero import ZeroReward
+
+@REWARDS.register("mine")
+class Mine(ZeroReward):
+    name = "mine"
+
+@REWARDS.register("broken")
+class Broken(ZeroReward):
+    name = "broken"
+
+    def __init__(self, *args, **kwargs):
+        raise ValueError("no luck")
+
+@REWARDS.register("killed")
+class Killed(ZeroReward):
+    name = "killed"
+
+    def __init__(self, *args, **kwargs):
+        os._exit(3)
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """A module that only the process of the test has on its path by itself."""
+    (tmp_path / "their_rewards.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "their_rewards"
+    for name in ("mine", "broken", "killed"):
+        REWARDS.unregister(name)
+
+
+@pytest.mark.slow
+def test_failures_do_not_end_a_sweep(tmp_path, user_module):
+    """Runs of rewards that a user registered: one that works, one that raises, one whose process dies, and one in vain."""
+    benchmark = CoverageBenchmark.make(
+        out=tmp_path / "sweep", mazes=("SquareA",), rewards=[f"{user_module}:{name}" for name in ("mine", "broken")], steps=64
     )
-    mean_density = np.zeros_like(counts)
-    np.add.at(mean_density, bins, np.exp(log_density))
-    often = counts > 300
-    ratio = (mean_density[often] / counts[often]) / counts[often]
-    # Up to a constant, the density in a bin is the number of samples in it.
-    assert often.sum() > 30
-    assert np.abs(np.log(ratio / np.median(ratio))).mean() < 0.1
+    benchmark = benchmark.with_changes(seeds=(0,))
+    mine, broken = benchmark.plan()
+    killed = PlannedRun(tmp_path / "killed", broken.config.with_changes(reward="killed"))
+    in_vain = PlannedRun(tmp_path / "vain", FinetuneConfig.make(env_id=MAZE, pretrained=broken.folder), broken.folder)
+    with pytest.raises(ChildProcessError) as caught:
+        run_missing([in_vain, mine, broken, killed], jobs=2)
+    message = str(caught.value)
+    assert message.startswith("3 of 4 runs failed: ")
+    assert "SquareA-sac-broken-0: ValueError: no luck" in message and f"vain: needs {broken.folder}" in message
+    assert "killed: " in message and "EXIT(3)" in message
+    assert is_complete(mine) and not any(map(is_complete, (broken, killed, in_vain)))
+    summary = RunFolder(mine.folder).summary
+    assert summary["reward"] == "mine" and summary["torch_threads"] == 1
+    # A new process for each run: this one holds more.
+    import resource
+
+    assert summary["peak_memory_mb"] < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def test_maze_density_is_the_density_of_its_samples():
-    layout = MazeLayout.load("SquareC")
-    states, log_density = maze_density("SquareC", decay=0.2).sample(np.random.default_rng(0), 50_000)
-    inside = layout.contains(states)
-    assert inside.mean() > 0.999  # all but those on a wall
-    cells, inverse, counts = np.unique(np.round(states), axis=0, return_inverse=True, return_counts=True)
-    distances = layout.distances(layout.start_cells[0])
-    expected = np.array([-0.2 * distances[(int(i), int(j))] for i, j in cells])
-    assert np.array_equal(log_density, expected[inverse.ravel()])
-    assert np.log(counts / counts.sum()) == pytest.approx(expected - np.log(np.exp(expected).sum()), abs=0.2)
+def children() -> set[str]:
+    return {pid for path in Path(f"/proc/{os.getpid()}/task").glob("*/children") for pid in path.read_text().split()}
 
 
-def test_the_score_ranks_states_by_rarity():
-    figures = evaluate_reward("score", mixture_density(4, seed=0), seed=0, fit_steps=200)
-    assert figures["correlation"] > 0.7
-    assert figures["evaluations"] <= 16
-    assert evaluate_reward("zero", mixture_density(4, seed=0), seed=0, fit_steps=1)["correlation"] == 0.0
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task").is_dir(), reason="looks for processes in /proc")
+def test_interruption_ends_the_processes(tmp_path):
+    run = PlannedRun(tmp_path / "run", PretrainConfig.make(env_id=MAZE, total_timesteps=10**7, reward="zero"))
+    before, during = children(), set()
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "config.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        during.update(children())
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(RunInterrupted, match="complete runs are kept"):
+        run_missing([run, PlannedRun(tmp_path / "next", run.config)], jobs=1)
+    assert not (tmp_path / "next").exists()
+    started = during - before
+    deadline = time.monotonic() + 20
+    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in started}
+    while any(path.exists() and b"popen_loky" in path.read_bytes() for path in commands.values()):
+        assert time.monotonic() < deadline, "the process still runs"
+        time.sleep(0.1)
+    assert started
 
 
-def test_estimator_report(tmp_path):
-    report = run_estimator(["rnd", "exdm-paper"], [0, 1], fit_steps=5, out=tmp_path, dims=(3,))
-    assert (tmp_path / "estimator.md").read_text(encoding="utf-8") == report + "\n"
-    lines = [line for line in report.splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "maze, 2-d",
-        "mixture, 3-d",
-        "network evaluations per state",
-        "ms per fit step",
-        "ms per 1,000 scores",
-    ]
-    assert [cell.strip() for cell in lines[4].split("|")[2:4]] == ["2", "20"]
-    with (tmp_path / "estimator.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 2
-    assert all(-1 <= float(row["correlation"]) <= 1 for row in rows)
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs in the process of the test, which takes seconds less each; returns the list of those made."""
+    made = []
+
+    def run_here(runs, jobs):
+        for run in runs:
+            if not is_complete(run):
+                made.append(run.folder.name)
+                execute._work(run, None)
+
+    monkeypatch.setattr(base, "run_missing", run_here)
+    return made
 
 
 # Coverage -----------------------------------------------------------------------------------------------------------------
 
 
 def test_every_maze_has_a_figure_of_the_paper():
-    assert tuple(PAPER_COVERAGE) == MAZE_NAMES
+    assert tuple(PAPER_COVERAGE) == MAZE_NAMES == CoverageBenchmark().mazes
 
 
-def test_sweep(tmp_path, monkeypatch):
-    sweep = dict(mazes=["SquareA", "Maze2d-SquareD-v0"], rewards=["zero"], seeds=[0], steps=400)
-    report = run_sweep(tmp_path, **sweep, jobs=2)
+def test_coverage(tmp_path, in_process):
+    settings = dict(out=tmp_path, mazes=["SquareA", "Maze2d-SquareD-v0"], rewards=["zero", "count"], seeds=[3], steps=400)
+    benchmark = CoverageBenchmark.make(**settings)
+    report = benchmark.run()
+    assert in_process == [f"{maze}-sac-{reward}-3" for maze in ("SquareA", "SquareD") for reward in ("zero", "count")]
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == report + "\n"
-    assert (tmp_path / "coverage.png").is_file()
-    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["maze"] for row in rows] == ["SquareA", "SquareD"]
-    for row in rows:
-        summary = json.loads((tmp_path / row["folder"] / "summary.json").read_text())
-        assert float(row["coverage"]) == pytest.approx(summary["coverage"], abs=1e-4)
-        assert summary["torch_threads"] == 1
+    assert (tmp_path / "coverage.png").stat().st_size > 10_000
+    rows = pd.read_csv(tmp_path / "runs.csv")
+    assert list(rows["folder"]) == in_process
+    for row in rows.itertuples():
+        summary = json.loads((tmp_path / row.folder / "summary.json").read_text())
+        assert row.coverage == pytest.approx(summary["coverage"])
         assert f"{summary['coverage']:.3f}" in report
-    assert "0.78 ± 0.01" in report and "0.786" in report
+    assert "0.78 ± 0.01" in report and "0.786" in report and "4 of 4 runs are complete" in report
+    assert "| count − zero |" in report
 
     # The second time there is nothing to do.
-    def no_processes(method: str) -> None:
-        raise AssertionError("a run was repeated")
-
-    monkeypatch.setattr(multiprocessing, "get_context", no_processes)
-    assert run_sweep(tmp_path, **sweep) == report
+    assert benchmark.run() == report and len(in_process) == 4
 
     # Runs with other settings are neither reported as these nor thrown away.
-    with pytest.raises(ValueError, match="holds a run with other settings \\(total_timesteps\\)"):
-        run_sweep(tmp_path, **{**sweep, "steps": 500})
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(total_timesteps, algo_kwargs\)"):
+        benchmark.with_changes(steps=500).run()
 
-    # One that was interrupted is run again.
-    (tmp_path / rows[0]["folder"] / "summary.json").unlink()
-    with pytest.raises(AssertionError, match="a run was repeated"):
-        run_sweep(tmp_path, **sweep)
-
-
-def test_a_run_that_fails_says_why(tmp_path):
-    (tmp_path / "run").touch()
-    failure = run_one(Run("SquareA", "zero", 0, "sac", 10, tmp_path / "run"))
-    assert failure is not None and failure.startswith("run: FileExistsError: ")
+    # One that was interrupted is run again, or left out.
+    (tmp_path / in_process[0] / "summary.json").unlink()
+    assert "3 of 4 runs are complete" in benchmark.with_changes(report_only=True).run() and len(in_process) == 4
+    assert benchmark.run() and in_process[4:] == in_process[:1]
 
 
-def test_coverage_between_two_rows(tmp_path):
-    (tmp_path / "config.json").write_text('{"env_id": "x", "algo": "sac", "reward": "zero", "seed": 0}')
-    (tmp_path / "progress.csv").write_text("timesteps,coverage\n16000,0.3\n17000,0.4\n")
-    record = read_run(tmp_path)
-    assert coverage._coverage_at(record, 16_600) == pytest.approx(0.36)
-    assert coverage._coverage_at(record, 50_000) is None
-
-
-# Throughput ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_envs", [1, 16])
-def test_maze_steps_are_counted_over_all_environments(n_envs):
-    assert maze_steps_per_second(n_envs, seconds=0.05) > 1000
-
-
-def test_throughput_report(tmp_path, monkeypatch):
-    n_threads = th.get_num_threads()
-    monkeypatch.setattr(throughput, "control_speed", lambda rounds, steps: f"{rounds} x {steps}")
-    report = run_throughput(
-        repeats=1, pretrain_steps=200, out=tmp_path, ppo_steps=128, seconds=0.02, rounds=1, control_steps=7
-    )
-    assert (tmp_path / "throughput.md").read_text(encoding="utf-8") == report + "\n"
-    lines = [line for line in report.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 6 + 2 + 4 + len(OPERATORS)
-    assert sum(" x |" in line for line in lines) == 3 and sum("steps/s |" in line for line in lines) == 3
-    assert sum(line.count(" ms)") for line in lines) == 2 * (4 + len(OPERATORS))
-    assert th.get_num_threads() == n_threads
-    assert report.endswith("steps of all copies counted, median of 1:\n\n1 x 7")
-
-
-def test_bodies_are_left_out_without_their_packages(monkeypatch):
-    def check_versions(*args: Any) -> None:
-        raise ImportError("Something is not installed.")
-
-    monkeypatch.setattr(throughput, "control_speed", check_versions)
-    assert throughput._control_part(1, 1) == ["The bodies are left out. Something is not installed."]
-
-
-def test_control_speed_table(monkeypatch):
-    pytest.importorskip("dm_control")
-    monkeypatch.setattr(control_speed, "ENV_IDS", ["URLB/hopper-hop-v0"])
-    monkeypatch.setattr(control_speed, "N_ENVS", 2)
-    table = control_speed.control_speed(rounds=2, steps=60, progress_bar=False)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["steps per second", "dm_control", "gym.make", "gym.make_vec, 2 envs"]
-    ((env_id, speed, *ratios),) = rows[2:]
-    assert env_id == "URLB/hopper-hop-v0"
-    assert float(speed.replace(",", "")) > 100
-    assert all(0.1 < float(ratio.removesuffix(" x")) < 10 for ratio in ratios)
-    with pytest.raises(ValueError, match="steps must be positive"):
-        control_speed.control_speed(1, 0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": ()}, "seeds must name at least one"),
+        ({"mazes": ()}, "mazes must name at least one"),
+        ({"mazes": ("SquareZ",)}, "SquareZ"),
+        ({"rewards": ("gold",)}, "Unknown reward 'gold'"),
+        ({"algo": "sarsa"}, "Unknown algo 'sarsa'"),
+        ({"steps": 0}, "steps must be"),
+        ({"jobs": 0}, "jobs must be"),
+        ({"report_only": True}, "nothing to report"),
+        ({"sead": 1}, "no setting 'sead'"),
+    ],
+)
+def test_bad_settings(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        CoverageBenchmark.make(out=tmp_path, **settings).run()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        CoverageBenchmark.make(out=tmp_path / "file")
+    th.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The bodies: what they need, rewards against their formulas, dm_control's own tasks, the vectorized form, pictures."""
+"""Continuous control: requirements, rewards against their formulas, dm_control's own tasks, the vectorized form, images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from sb3_exdm.envs import CONTROL_ENV_IDS, ControlTask, SB3VecEnv, expert_return
-from sb3_exdm.envs.urlb import TASKS, VECTORIZED_DOMAINS
+from sb3_exdm.envs import TASKS, VECTORIZED_DOMAINS, ControlTask, SB3VecEnv, expert_return
 from sb3_exdm.finetuning import relabel
-from sb3_exdm.runs.hyperparams import make_training_env
 
 MISSING = [name for name in ("dm_control", "mujoco", "shimmy") if importlib.util.find_spec(name) is None]
 if MISSING:
     pytest.skip(f"the extra dmc is not installed: {', '.join(MISSING)}", allow_module_level=True)
-versions: Any = importlib.import_module("sb3_exdm.envs.control.versions")  # which chooses a renderer, before dm_control does
+versions: Any = importlib.import_module("sb3_exdm.envs.control.versions")  # chooses a renderer before dm_control does
 
 import mujoco  # noqa: E402
 import shimmy  # noqa: E402, F401 - registers its environments
@@ -45,8 +43,8 @@ from dm_control.suite.utils import randomizers  # noqa: E402
 from dm_env import specs  # noqa: E402
 
 from sb3_exdm.envs.control import ControlEnv, ControlVectorEnv, ControlWrapper  # noqa: E402
-from sb3_exdm.envs.control.hindsight import DOMAINS, RelabelingTask  # noqa: E402
-from sb3_exdm.envs.control.pictures import NO_OPENGL  # noqa: E402
+from sb3_exdm.envs.control.relabel import DOMAINS, RelabelingTask  # noqa: E402
+from sb3_exdm.envs.control.rendering import NO_OPENGL  # noqa: E402
 from sb3_exdm.envs.control.spaces import FlatObservations, ScaledActions  # noqa: E402
 
 WALKER, QUADRUPED, HOPPER = "URLB/walker-walk-v0", "URLB/quadruped-walk-v0", "URLB/hopper-hop-v0"
@@ -54,12 +52,20 @@ JACO = "URLB/jaco-reach_top_left-v0"
 SIZES = {"walker": (24, 6), "quadruped": (78, 12), "hopper": (15, 4), "jaco": (55, 9)}
 all_modes = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
 all_domains = pytest.mark.parametrize("domain", VECTORIZED_DOMAINS)
-one_of_each_body = pytest.mark.parametrize("env_id", [WALKER, QUADRUPED, HOPPER, JACO])
+one_of_each_domain = pytest.mark.parametrize("env_id", [WALKER, QUADRUPED, HOPPER, JACO])
+
+
+def vectorized_tasks(*excluded: str) -> pytest.MarkDecorator:
+    """Parametrize over the tasks of the vectorized domains; all but the first of each domain are slow tests."""
+    tasks = [task for task in TASKS.values() if task.domain in VECTORIZED_DOMAINS and task.name not in excluded]
+    first = {task.domain: task.env_id for task in reversed(tasks)}
+    marks = {task.env_id: () if task.env_id in first.values() else (pytest.mark.slow,) for task in tasks}
+    return pytest.mark.parametrize("env_id", [pytest.param(env_id, marks=marks[env_id]) for env_id in marks])
 
 
 @cache
 def made(env_id: str) -> gym.Env:
-    """An environment that tests share; each begins with a seeded reset."""
+    """Make an environment that tests share; each test starts with a seeded reset."""
     return gym.make(env_id)
 
 
@@ -68,7 +74,7 @@ def random_actions(n: int, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 def run_python(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints."""
+    """Run code in a new interpreter and return its output."""
     result = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
     )
@@ -88,7 +94,7 @@ class TestRequirements:
             ("shimmy", "unknown", 'unknown is installed: pip install "shimmy>=2.0,<3".'),
         ],
     )
-    def test_what_is_wrong_is_said_in_a_sentence(self, monkeypatch, package, version, message):
+    def test_errors_are_one_sentence(self, monkeypatch, package, version, message):
         fake_versions(monkeypatch, **{package: version})
         with pytest.raises(ImportError) as caught:
             versions.check_versions()
@@ -97,10 +103,11 @@ class TestRequirements:
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("version", ["3.17.0", "3.17.0rc1", "3.17", "3.100.2.post1"])
-    def test_what_is_right_passes(self, monkeypatch, version):
+    def test_supported_versions(self, monkeypatch, version):
         fake_versions(monkeypatch, mujoco=version)
         versions.check_versions()
 
+    @pytest.mark.slow
     def test_the_library_works_without_the_extra(self):
         printed = run_python(
             """
@@ -125,9 +132,9 @@ metadata.version = version
 
 import gymnasium as gym
 import sb3_exdm
-from sb3_exdm.envs import CONTROL_ENV_IDS
+from sb3_exdm.envs import TASKS
 
-assert all(env_id in gym.registry for env_id in CONTROL_ENV_IDS)
+assert all(env_id in gym.registry for env_id in TASKS)
 for make in (gym.make, gym.make_vec):
     try:
         make("URLB/walker-walk-v0")
@@ -138,8 +145,9 @@ for make in (gym.make, gym.make_vec):
         expected = 'The dm_control tasks need dm_control, which is not installed: pip install "sb3-exdm[dmc]".'
         assert printed.splitlines() == [expected] * 2
 
+    @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="EGL is chosen on Linux alone")
-    def test_bodies_move_without_opengl(self):
+    def test_simulation_needs_no_opengl(self):
         code = """
 import os
 for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
@@ -176,14 +184,14 @@ def fake_versions(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> Non
 
 class TestTasks:
     def test_catalogue(self):
-        assert len(CONTROL_ENV_IDS) == 16
+        assert len(TASKS) == 16
         assert TASKS[WALKER] == ControlTask("walker", "walk", 1000, 971.0, (14, 1, 16))
         assert TASKS[JACO].max_episode_steps == 250
         assert expert_return("URLB/jaco-reach_top_right-v0") == 223.0
         assert expert_return(HOPPER) is None
         assert expert_return("Maze2d-SquareA-v0") is None
 
-    @pytest.mark.parametrize("env_id", CONTROL_ENV_IDS)
+    @pytest.mark.parametrize("env_id", TASKS)
     def test_spaces(self, env_id):
         env, task = made(env_id), TASKS[env_id]
         n_observations, n_actions = SIZES[task.domain]
@@ -215,16 +223,16 @@ class TestTasks:
         assert chosen[HOPPER] == pytest.approx(joints)
         assert chosen[JACO] == pytest.approx(jaco.site("jaco_arm/jaco_hand/pinchsite").xpos, abs=1e-6)
 
-    @one_of_each_body
+    @one_of_each_domain
     def test_checkers(self, env_id):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             gym_check_env(gym.make(env_id, disable_env_checker=True).unwrapped, skip_render_check=True)
             sb3_check_env(made(env_id))
-        # Gymnasium's own bodies have no bounds either.
+        # The observations of Gymnasium's own robots are unbounded too.
         assert [str(w.message) for w in caught if "infinity" not in str(w.message)] == []
 
-    @one_of_each_body
+    @one_of_each_domain
     def test_episodes_are_truncated_at_their_limit_and_never_terminated(self, env_id):
         env, n_steps = made(env_id), TASKS[env_id].max_episode_steps
         env.reset(seed=0)
@@ -237,7 +245,7 @@ class TestTasks:
         actions = random_actions(1010, 4)
         assert [step for step, action in enumerate(actions, start=1) if env.step(action)[3]] == [1010]
 
-    @one_of_each_body
+    @one_of_each_domain
     def test_same_seed_same_episodes(self, env_id):
         first, second = made(env_id), gym.make(env_id)
         trajectories: list[list[Any]] = [[], []]
@@ -251,15 +259,16 @@ class TestTasks:
         assert trajectories[0][0] != trajectories[0][11]
         assert first.reset(seed=5)[0].tolist() != second.reset(seed=6)[0].tolist()
 
-    @one_of_each_body
+    @one_of_each_domain
     def test_pickles_are_new_environments(self, env_id):
         env = made(env_id)
         first = env.reset(seed=3)[0]
         env.step(np.zeros(env.action_space.shape, dtype=np.float32))
         assert pickle.loads(pickle.dumps(env)).reset(seed=3)[0].tolist() == first.tolist()
 
+    @pytest.mark.slow
     def test_in_worker_processes(self):
-        # The workers know the id once they have imported its module.
+        # The module in the id is imported in the workers.
         envs = make_vec_env(f"sb3_exdm.envs:{WALKER}", 2, seed=0, vec_env_cls=SubprocVecEnv)
         first = envs.reset()
         env = made(WALKER)
@@ -267,7 +276,7 @@ class TestTasks:
         assert envs.step(np.zeros((2, 6)))[1].shape == (2,)
         envs.close()
 
-    def test_jaco_lays_the_brick_where_the_task_says(self):
+    def test_position_of_jacos_brick(self):
         places = {"top_left": (-0.09, 0.09), "top_right": (0.09, 0.09), "bottom_left": (-0.09, -0.09)}
         for name, place in {**places, "bottom_right": (0.09, -0.09)}.items():
             env = made(f"URLB/jaco-reach_{name}-v0")
@@ -316,16 +325,17 @@ class TestWrapper:
             assert reward == pytest.approx(expected_reward)
 
     def test_other_environments_are_refused(self):
-        with pytest.raises(ValueError, match="for environments of shimmy such as"):
+        with pytest.raises(ValueError, match="needs an environment of shimmy such as"):
             ControlWrapper(gym.make("Pendulum-v1"))
 
-    def test_pictures_are_refused(self):
+    def test_images_are_refused(self):
         spec = {"position": specs.Array((3,), np.float64), "front": specs.BoundedArray((1, 84, 84, 3), np.uint8, 0, 255)}
-        with pytest.raises(ValueError, match="no pictures, but 'front' is"):
+        with pytest.raises(ValueError, match="no images, but 'front' is"):
             FlatObservations(spec)
 
+    @pytest.mark.slow
     def test_a_vision_task_is_refused(self, opengl):
-        with pytest.raises(ValueError, match="no pictures, but 'front_close' is"):
+        with pytest.raises(ValueError, match="no images, but 'front_close' is"):
             ControlWrapper(gym.make("dm_control/reach_site_vision-v0"))
 
     def test_actions_are_mapped_linearly(self):
@@ -338,12 +348,12 @@ class TestWrapper:
 
 
 def gaussian(distance: float) -> float:
-    """One at no distance, a tenth at the distance 1."""
+    """1 at the distance 0, 0.1 at the distance 1."""
     return float(np.exp(-0.5 * (max(distance, 0.0) * np.sqrt(-2 * np.log(0.1))) ** 2))
 
 
 def linear(value: float, target: float, margin: float) -> float:
-    """One from the target on, a half where the margin is missing."""
+    """1 from the target on, 0.5 one margin below it."""
     return 1.0 if value >= target else max(0.0, 1 - 0.5 * (target - value) / margin)
 
 
@@ -399,7 +409,7 @@ FORMULAS: dict[str, dict[str, Callable[[Any], float]]] = {
 
 
 def scatter(physics: Physics, rng: np.random.RandomState) -> None:
-    """Put a body anywhere, in any posture, moving in any way."""
+    """Set a random pose with random velocities."""
     with physics.reset_context():
         randomizers.randomize_limited_and_rotational_joints(physics, rng)
         qpos, qvel = physics.named.data.qpos, physics.named.data.qvel
@@ -408,7 +418,7 @@ def scatter(physics: Physics, rng: np.random.RandomState) -> None:
             qpos["root"][2] = rng.uniform(-0.5, 2.0)
             qvel["root"][:3] = rng.normal(size=3) * 4
         else:
-            qpos[3:] *= rng.uniform()  # a hopper that is doubled up does not stand
+            qpos[3:] *= rng.uniform()  # a folded hopper does not stand
             qpos["rooty"] = rng.normal()
             qpos["rootz"] = rng.uniform(-1.0, 0.3)
             qvel["rootx"] = rng.uniform(-3.0, 3.0) * rng.choice([1, 3])
@@ -419,8 +429,7 @@ class TestRewards:
     def test_formulas(self, domain):
         envs = {name: made(f"URLB/{domain}-{name}-v0").unwrapped.dm_env for name in FORMULAS[domain]}
         physics = next(iter(envs.values())).physics
-        body = DOMAINS[domain]
-        read, quantities = body.reader(physics), np.zeros(body.n_quantities)
+        read, quantities = DOMAINS[domain].reader(physics), np.zeros(DOMAINS[domain].n_quantities)
         observation = np.zeros(SIZES[domain][0], dtype=np.float32)
         rng = np.random.RandomState(0)
         rewards: dict[str, list[tuple[float, float]]] = {name: [] for name in envs}
@@ -429,21 +438,19 @@ class TestRewards:
             read(observation, quantities)
             for name, env in envs.items():
                 reward = env.task.get_reward(physics)
-                assert body.rewards[name](*quantities[:, None]) == reward, name
+                assert DOMAINS[domain].rewards[name](*quantities[:, None]) == reward, name
                 rewards[name].append((reward, FORMULAS[domain][name](physics.data.ptr)))
             parts = env.task.get_observation(physics)
             assert (observation == np.concatenate([np.ravel(part) for part in parts.values()], dtype=np.float32)).all()
         for name, pairs in rewards.items():
-            paid, expected = np.array(pairs).T
-            assert paid == pytest.approx(expected, abs=1e-12), name
-            assert paid.min() >= 0 and paid.max() <= 1, name
-            assert np.ptp(paid) > 0.8, name
-            assert np.mean((paid > 0.05) & (paid < 0.95)) > 0.05, name
+            computed, expected = np.array(pairs).T
+            assert computed == pytest.approx(expected, abs=1e-12), name
+            assert computed.min() >= 0 and computed.max() <= 1, name
+            assert np.ptp(computed) > 0.8, name
+            assert np.mean((computed > 0.05) & (computed < 0.95)) > 0.05, name
 
-    @pytest.mark.parametrize(
-        "env_id", [task.env_id for task in TASKS.values() if task.domain in FORMULAS and task.name not in ("stand", "walk")]
-    )
-    def test_a_step_pays_for_the_state_it_leads_to(self, env_id):
+    @vectorized_tasks("stand", "walk")
+    def test_reward_of_a_step_is_that_of_its_next_state(self, env_id):
         env = made(env_id)
         env.reset(seed=1)
         formula = FORMULAS[TASKS[env_id].domain][TASKS[env_id].name]
@@ -455,27 +462,27 @@ class TestRewards:
         env = made(JACO)
         env.reset(seed=0)
         rng = np.random.default_rng(0)
-        paid, expected = [], []
+        rewards, expected = [], []
         for action in random_actions(50, 9):
             reward = env.step(action)[1]
             task, physics = env.unwrapped.dm_env.task, env.unwrapped.dm_env.physics
             model, data = physics.model.ptr, physics.data.ptr
             hand, brick = data.site("jaco_arm/jaco_hand/pinchsite").xpos, data.body("duplo2x4/").xpos
-            paid.append(reward)
+            rewards.append(reward)
             expected.append(gaussian((np.linalg.norm(hand - brick) - 0.05) / 0.05))
-            # Random actions do not come near it, so it is brought near them.
+            # Random actions do not reach the brick, so it is moved near the hand.
             direction = rng.normal(size=3)
             distance = rng.uniform(0, 0.15)
             before = data.qpos.copy()
             first = model.jnt_qposadr[model.body("duplo2x4/").jntadr[0]]
             data.qpos[first : first + 3] = hand + distance * direction / np.linalg.norm(direction)
             mujoco.mj_forward(model, data)
-            paid.append(task.get_reward(physics))
+            rewards.append(task.get_reward(physics))
             expected.append(gaussian((distance - 0.05) / 0.05))
             data.qpos[:] = before
             mujoco.mj_forward(model, data)
-        assert paid == pytest.approx(expected, abs=1e-9)
-        assert min(paid) < 0.01 and max(paid) == 1.0
+        assert rewards == pytest.approx(expected, abs=1e-9)
+        assert min(rewards) < 0.01 and max(rewards) == 1.0
 
     @pytest.mark.parametrize("env_id", ["URLB/walker-flip-v0", "URLB/hopper-flip-v0"])
     def test_angular_momentum_is_that_of_all_bodies(self, env_id):
@@ -503,7 +510,7 @@ class TestRewards:
                 env.physics.named.data.qvel["rooty"] = spin
             rewards[spin] = env.task.get_reward(env.physics)
             env.physics.step()
-            assert np.sign(env.physics.named.data.xmat["torso", "xz"]) == np.sign(spin)  # the head is in front, or behind
+            assert np.sign(env.physics.named.data.xmat["torso", "xz"]) == np.sign(spin)  # the head moves forward, or backward
         assert rewards[4.0] > rewards[-4.0] + 0.1
 
 
@@ -538,7 +545,7 @@ class TestStockTasks:
 
 
 def make_both(env_id: str, n_envs: int, limit: int, mode: AutoresetMode) -> tuple[ControlVectorEnv, SyncVectorEnv]:
-    """The vectorized form, and Gymnasium's, which steps what ``gym.make`` gives one by one."""
+    """Make our vector env, and Gymnasium's, which steps the envs of ``gym.make`` one by one."""
     ours = gym.make_vec(env_id, num_envs=n_envs, max_episode_steps=limit, autoreset_mode=mode)
     theirs = gym.make_vec(
         env_id,
@@ -559,7 +566,7 @@ def assert_same(mine: Any, other: Any) -> None:
 
 @dataclass
 class Lying:
-    """Stands in for the physics of a walker whose torso lies."""
+    """Physics of a walker with a horizontal torso."""
 
     height: np.float64
 
@@ -570,26 +577,24 @@ class Lying:
         return np.float64(0)
 
 
-class TestHindsight:
-    """Rewards of recorded transitions against those that were paid."""
+class TestRelabeling:
+    """Rewards of recorded transitions against those of the environment."""
 
-    @pytest.mark.parametrize(
-        "env_id", [task.env_id for task in TASKS.values() if task.domain in DOMAINS and task.name != "jump"]
-    )
-    def test_recorded_states_are_worth_what_they_were_paid(self, env_id):
+    @vectorized_tasks("jump")
+    def test_recorded_states_get_the_rewards_of_the_environment(self, env_id):
         envs = gym.make_vec(env_id, 3, vectorization_mode="vector_entry_point")
         envs.reset(seed=0)
         steps = [envs.step(actions) for actions in random_actions(150, *envs.action_space.shape)]
-        observations, paid = (np.concatenate([step[i] for step in steps]) for i in (0, 1))
-        assert paid.std() > 1e-5
+        observations, rewards = (np.concatenate([step[i] for step in steps]) for i in (0, 1))
+        assert rewards.std() > 1e-5
         for task in (envs.task, made(env_id).get_wrapper_attr("task")):
-            np.testing.assert_allclose(task.compute_rewards(observations, None, observations), paid, atol=1e-6)
+            np.testing.assert_allclose(task.compute_rewards(observations, None, observations), rewards, atol=1e-6)
 
     def test_of_every_pose(self):
-        """Also of a body that has turned over many times, on its head, and in flight."""
+        """Also after many turns, upside down, and in flight."""
         env = made(WALKER).unwrapped
         physics, rng = env.dm_env.physics, np.random.default_rng(0)
-        observations, paid = [], []
+        observations, rewards = [], []
         for _ in range(200):
             with physics.reset_context():
                 randomizers.randomize_limited_and_rotational_joints(physics, np.random.RandomState(rng.integers(1 << 30)))
@@ -599,22 +604,26 @@ class TestHindsight:
                 physics.data.qvel[:] = rng.normal(0, 3, 9)
             parts = env.dm_env.task.get_observation(physics)
             observations.append(env._env.flat(parts))
-            paid.append(env.dm_env.task.get_reward(physics))
-        assert np.std(paid) > 0.05
-        np.testing.assert_allclose(env.task.compute_rewards(None, None, np.array(observations)), paid, atol=1e-5)
+            rewards.append(env.dm_env.task.get_reward(physics))
+        assert np.std(rewards) > 0.05
+        np.testing.assert_allclose(env.task.compute_rewards(None, None, np.array(observations)), rewards, atol=1e-5)
 
-    def test_what_observations_do_not_say(self):
-        with pytest.raises(ValueError, match="do not say what 'jump' pays for"):
+    def test_rewards_that_observations_do_not_determine(self):
+        with pytest.raises(ValueError, match="do not determine the reward of 'jump'"):
             RelabelingTask("quadruped", "jump").compute_rewards(None, None, np.zeros((2, 78)))
 
-    def test_observations_of_another_body(self):
+    def test_observations_of_another_domain(self):
         with pytest.raises(ValueError, match=r"shape \(n, 24\), got \(2, 15\)"):
             RelabelingTask("walker", "walk").compute_rewards(None, None, np.zeros((2, 15)))
 
-    @pytest.mark.parametrize("vec_env", ["auto", "dummy", "subproc"])
+    @pytest.mark.parametrize("vec_env", [SB3VecEnv, DummyVecEnv, pytest.param(SubprocVecEnv, marks=pytest.mark.slow)])
     def test_relabeling(self, vec_env):
-        """One exploration, another task."""
-        env = make_training_env("URLB/walker-run-v0", 2, 0, vec_env=vec_env)
+        """Transitions of one exploration, relabeled for another task."""
+        env_id = "URLB/walker-run-v0"
+        if vec_env is SB3VecEnv:
+            env = SB3VecEnv(gym.make_vec(env_id, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP), 0)
+        else:
+            env = make_vec_env(f"sb3_exdm.envs:{env_id}", 2, seed=0, vec_env_cls=vec_env)
         observations = np.stack([env.reset()[0], env.step(np.zeros((2, 6)))[0][1]])
         blank = {
             "observations": observations,
@@ -624,15 +633,15 @@ class TestHindsight:
         }
         blank["terminated"][:] = False
         try:
-            told = relabel(blank, env)
+            relabeled = relabel(blank, env)
         finally:
             env.close()
         expected = RelabelingTask("walker", "run").compute_rewards(None, None, observations)
-        np.testing.assert_allclose(told["rewards"], expected, rtol=1e-6)
-        assert told["truncated"].tolist() == [False, True] and not told["terminated"].any()
+        np.testing.assert_allclose(relabeled["rewards"], expected, rtol=1e-6)
+        assert relabeled["truncated"].tolist() == [False, True] and not relabeled["terminated"].any()
 
-    def test_jaco_has_none(self):
-        """Its observations hold the brick of the task that was explored."""
+    def test_jaco_has_no_rewards_of_recorded_transitions(self):
+        """Its observations contain the brick of the explored task."""
         with pytest.raises(ValueError, match="no attribute `task`"):
             relabel(
                 {key: np.zeros((2, 1)) for key in ("observations", "next_observations", "actions")}
@@ -642,7 +651,7 @@ class TestHindsight:
 
 
 class TestVectorEnv:
-    @pytest.mark.parametrize("env_id", [task.env_id for task in TASKS.values() if task.domain in VECTORIZED_DOMAINS])
+    @vectorized_tasks()
     def test_is_many_of_the_single_env(self, env_id):
         ours, theirs = make_both(env_id, 2, 15, AutoresetMode.SAME_STEP)
         assert_same(ours.reset(seed=3)[0], theirs.reset(seed=3)[0])
@@ -662,7 +671,7 @@ class TestVectorEnv:
         assert_same(ours.reset(seed=[5, 8, 5])[0], theirs.reset(seed=[5, 8, 5])[0])
         n_ends = np.zeros(3, dtype=int)
         for step, actions in enumerate(random_actions(45, *ours.action_space.shape)):
-            if step == 4:  # from here on the second is out of step
+            if step == 4:  # from here on the second one is out of step
                 mask = np.array([False, True, False])
                 first, other = (envs.reset(seed=20, options={"reset_mask": mask})[0] for envs in (ours, theirs))
                 assert_same(first, other)
@@ -686,7 +695,7 @@ class TestVectorEnv:
         assert n_ends.tolist() == ([4, 3, 4] if mode == AutoresetMode.NEXT_STEP else [4, 4, 4])  # resets take a step
 
     def test_rewards_are_rounded_as_dm_control_rounds_them(self):
-        # Squares of arrays are rounded otherwise than those of numbers, see ``standing`` in walker.py.
+        # numpy rounds the squares of arrays and of numbers differently, see ``standing`` in walker.py.
         heights = np.random.default_rng(0).uniform(0.0, 1.3, 30_000)
         task = suite.load("walker", "stand").task
         rewards = DOMAINS["walker"].rewards["stand"](heights, 0.0, None, None)
@@ -723,8 +732,8 @@ class TestVectorEnv:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"domain": "jaco"}, "'jaco' cannot be stepped together; choose one of walker, quadruped, hopper"),
-            ({"domain": "fish"}, "'fish' cannot be stepped together"),
+            ({"domain": "jaco"}, "domain 'jaco' is not vectorized; choose one of walker, quadruped, hopper"),
+            ({"domain": "fish"}, "domain 'fish' is not vectorized"),
             ({"render_mode": "human"}, "render_mode must be 'rgb_array' or None, got 'human'"),
             ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
             ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, got 0"),
@@ -736,13 +745,14 @@ class TestVectorEnv:
             ControlVectorEnv(**{"domain": "hopper", "task": "hop", **changes})
 
 
-class TestVectorEnvMisuse:
-    @pytest.fixture(scope="class")
-    def envs(self):
-        envs = ControlVectorEnv(2, domain="hopper", task="hop")
-        envs.reset(seed=0)
-        return envs
+@pytest.fixture(scope="class")
+def envs() -> ControlVectorEnv:
+    envs = ControlVectorEnv(2, domain="hopper", task="hop")
+    envs.reset(seed=0)
+    return envs
 
+
+class TestVectorEnvMisuse:
     @pytest.mark.parametrize(
         "actions", [np.zeros(4), np.zeros((3, 4)), np.zeros((2, 3)), np.full((2, 4), np.nan), np.full((2, 4), np.inf)]
     )
@@ -788,7 +798,7 @@ class TestVectorEnvMisuse:
         name = next(iter(FORMULAS[domain]))
         envs = ControlVectorEnv(3, domain=domain, task=name)
         still = np.zeros(envs.action_space.shape)
-        for _ in range(2):  # also after it was mended
+        for _ in range(2):  # also after a reset
             envs.reset(seed=0)
             envs.step(still)
             envs._envs[1].physics.data.qvel[:] = 1e10
@@ -870,8 +880,8 @@ class TestSB3VecEnv:
         with pytest.raises(ValueError, match="ControlVectorEnv takes no options"):
             vec_env.reset()
 
-    def test_other_ways_to_reset_are_refused(self):
-        with pytest.raises(ValueError, match="must reset in the same step"):
+    def test_other_autoreset_modes_are_refused(self):
+        with pytest.raises(ValueError, match="autoreset mode SAME_STEP"):
             SB3VecEnv(ControlVectorEnv(1, domain="hopper", task="hop"))
 
     def test_sb3_trains_and_logs(self):
@@ -893,20 +903,21 @@ def opengl() -> None:
         env.close()
 
 
-def assert_is_picture(picture: np.ndarray, shape: tuple[int, int]) -> None:
-    assert picture.shape == (*shape, 3)
-    assert picture.dtype == np.uint8
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+def assert_is_image(image: np.ndarray, shape: tuple[int, int]) -> None:
+    assert image.shape == (*shape, 3)
+    assert image.dtype == np.uint8
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("opengl")
 class TestRendering:
-    @one_of_each_body
-    def test_pictures(self, env_id):
+    @one_of_each_domain
+    def test_images(self, env_id):
         env = gym.make(env_id, render_mode="rgb_array", width=64, height=48)
         env.reset(seed=0)
         first = env.render()
-        assert_is_picture(first, (48, 64))
+        assert_is_image(first, (48, 64))
         for action in random_actions(10, *env.action_space.shape):
             env.step(action)
         assert (env.render() != first).any()
@@ -917,22 +928,22 @@ class TestRendering:
         side, back = (ControlEnv("walker", "walk", "rgb_array", camera_id=camera) for camera in ("side", "back"))
         for env in (side, back):
             env.reset(seed=0)
-        assert_is_picture(side.render(), (240, 320))
+        assert_is_image(side.render(), (240, 320))
         assert (side.render() != back.render()).any()
 
-    def test_vector_env_gives_one_picture_a_sub_env(self):
+    def test_vector_env_renders_one_image_per_sub_env(self):
         arguments = {"render_mode": "rgb_array", "width": 64, "height": 48}
         envs = gym.make_vec(HOPPER, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **arguments)
         envs.reset(seed=0)
-        pictures = envs.render()
-        assert len(pictures) == 2
+        images = envs.render()
+        assert len(images) == 2
         single = gym.make(HOPPER, **arguments)
-        for seed, picture in enumerate(pictures):
-            assert_is_picture(picture, (48, 64))
+        for seed, image in enumerate(images):
+            assert_is_image(image, (48, 64))
             single.reset(seed=seed)
-            assert (single.render() == picture).all()
+            assert (single.render() == image).all()
         vec_env = SB3VecEnv(envs)
-        assert [image.tolist() for image in vec_env.get_images()] == [picture.tolist() for picture in pictures]
+        assert [image.tolist() for image in vec_env.get_images()] == [image.tolist() for image in images]
         vec_env.close()
 
     def test_rendering_does_not_disturb(self):
@@ -945,7 +956,7 @@ class TestRendering:
 
 
 class TestRenderingWithoutOpenGL:
-    def test_says_what_to_do(self, monkeypatch):
+    def test_error(self, monkeypatch):
         def render(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError("No OpenGL rendering backend is available.")
 

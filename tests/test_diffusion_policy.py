@@ -8,11 +8,12 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from sb3_exdm import DiffusionActor, DiffusionFinetuneCallback, DiffusionPolicy, DiffusionTD3Policy
 from sb3_exdm.common.serialization import ArtifactError
-from sb3_exdm.policies.diffusion_policy import ActionSelection, ExplorationState
+from sb3_exdm.policies.diffusion_policy import ActionSelection, ExplorationState, _fixed_noise, saved_network_kwargs
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTION = spaces.Box(np.array([-3.0, 10.0], np.float32), np.array([1.0, 30.0], np.float32))
@@ -21,7 +22,7 @@ ALGORITHMS = (SAC, TD3, DDPG)
 
 
 class Spaces(gym.Env):
-    """An environment with given spaces, that pays for large actions and ends after five steps."""
+    """Given spaces, reward for large actions, five steps an episode."""
 
     def __init__(self, observation_space: spaces.Space = OBSERVATION, action_space: spaces.Space = ACTION) -> None:
         self.observation_space, self.action_space = observation_space, action_space
@@ -138,6 +139,50 @@ def test_a_trained_model_loads_where_the_pretrained_policy_is_not(algorithm, tmp
     assert_same_policy(loaded.policy, algorithm.load(tmp_path / "again", device="cpu").policy)
 
 
+def test_arguments_of_the_networks_are_explicit(tmp_path):
+    """Those of the pre-trained policy, with what may be changed; a policy of these arguments takes the weights."""
+    make_actor(grid="time", frequencies=(1.0, 2.0)).save(tmp_path / "policy.safetensors")
+    given = {"pretrained": tmp_path, "net_arch": {"pi": [8], "qf": [16, 4]}, "n_sampling_steps": 7, "diffusion_arch": None}
+    policy = make_model(policy_kwargs=given).policy
+    expected = {
+        "net_arch": {"pi": [8], "qf": [16, 4]},
+        "diffusion_arch": [12, 12],
+        "n_critics": 3,
+        "n_sampling_steps": 7,
+        "grid": "time",
+        "frequencies": [1.0, 2.0],
+        "n_frequencies": 0,
+    }
+    assert policy.network_kwargs == saved_network_kwargs(policy.state_dict()) == expected
+    again = make_model(policy_kwargs=expected).policy
+    again.load_state_dict(policy.state_dict())
+    assert_same_policy(policy, again)
+    other = make_model(policy_kwargs={**expected, "grid": "log_snr"}).policy
+    with pytest.raises(ValueError, match=r"built with \{'grid': 'time'\}, these with \{'grid': 'log_snr'\}.*policy_kwargs"):
+        other.load_state_dict(policy.state_dict())
+
+
+def test_a_state_that_was_written_before_these_arguments_loads():
+    """As files of version 0.1 hold it."""
+    first, second = make_model(seed=0).policy, make_model(seed=1).policy
+    state = first.state_dict()
+    new = state["_extra_state"]
+    actor = {"net_arch": [8], "n_sampling_steps": 3, "grid": "quadratic", "frequencies": [0.5 * np.pi], "learning_rate": 3e-4}
+    critics = {"gaussian_arch": [16], "has_pretrained_gaussian": True, "critic_arch": [16], "n_critics": 3}
+    state["_extra_state"] = {
+        "config": {"actor": actor, **critics},
+        "acting": {"actor": 0, "behavior": 2, "gaussian": 1},
+        "learner": {"operator": "select", "parts": {}, "n_collected": 3, "n_updates": 1},
+        **{key: new[key] for key in ("actor", "behavior", "critic_optimizer")},
+    }
+    second.load_state_dict(state)
+    assert second.has_pretrained_gaussian and second.finetuning_state["n_collected"] == 3
+    first.action_selection = ActionSelection(0, 2, 1)
+    np.testing.assert_array_equal(*(policy.predict(observations(), deterministic=True)[0] for policy in (first, second)))
+    kwargs = {key: value for key, value in first.network_kwargs.items() if key != "n_frequencies"}
+    assert saved_network_kwargs(state) == kwargs
+
+
 def test_policy_alone_survives_a_file(tmp_path):
     make_actor().save(tmp_path / "policy.safetensors")
     for model in (make_model(), make_model(TD3, policy_kwargs={"pretrained": tmp_path})):
@@ -160,8 +205,9 @@ def test_pretrained_policy_acts_in_the_algorithm_as_it_does_alone(tmp_path):
     obs = 5.0 + 3.0 * observations()
     np.testing.assert_allclose(policy.predict(obs, deterministic=True)[0], actor.predict(obs, deterministic=True), rtol=1e-5)
     with th.no_grad():
-        features = policy.features(th.as_tensor(obs))
-        assert th.equal(policy.denoise(features, 1, deterministic=True), policy.denoise(features, 1, policy.actor.model, True))
+        features, noise = policy.features(th.as_tensor(obs)), th.zeros(len(obs), 2)
+        sample = policy.actor.sample_actions
+        assert th.equal(sample(features, 1, noise), sample(features, 1, noise, policy.behavior))
 
 
 class TestDiffusionActor:
@@ -263,9 +309,17 @@ class TestRefusals:
             construct(tmp_path / "actions.safetensors")
 
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
-    def test_learning_without_the_callback(self, algorithm):
+    def test_learning_without_the_callback_fails_before_the_first_step(self, algorithm):
+        model = make_model(algorithm)
+        for n_steps in (0, 20):
+            with pytest.raises(RuntimeError, match=r"callback=sb3_exdm\.DiffusionFinetuneCallback\(\)"):
+                model.learn(30, reset_num_timesteps=False)
+            assert model.num_timesteps == model.replay_buffer.size() == n_steps
+            model.predict(observations())
+            evaluate_policy(model, DummyVecEnv([Spaces] * 2), 2, deterministic=False, warn=False)
+            model.learn(20, callback=DiffusionFinetuneCallback())
         with pytest.raises(RuntimeError, match="DiffusionFinetuneCallback"):
-            make_model(algorithm).learn(30)
+            model.train(1)
 
     def test_normalized_observations(self):
         for wrap in (lambda env: env, VecMonitor):
@@ -294,7 +348,7 @@ class TestActing:
     @pytest.mark.parametrize("deterministic", [True, False])
     def test_takes_the_candidate_that_the_smallest_critic_values_most(self, rule, deterministic):
         policy = make_model().policy
-        policy.acting = rule
+        policy.action_selection = rule
         with th.no_grad():
             for weight in policy.actor.parameters():
                 weight.add_(0.3 * th.randn_like(weight))  # no longer the behavior
@@ -305,12 +359,12 @@ class TestActing:
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
             candidates = []
-            if rule.actor:
-                candidates.append(policy.denoise(features, rule.actor, policy.actor.model, deterministic))
-            if rule.behavior:
-                candidates.append(policy.denoise(features, rule.behavior, None, deterministic))
+            for model, n_actions in ((policy.actor.model, rule.actor), (policy.behavior, rule.behavior)):
+                if n_actions:
+                    noise = _fixed_noise(n_actions, 2).repeat(20, 1) if deterministic else None
+                    candidates.append(policy.actor.sample_actions(features, n_actions, noise, model))
             if rule.gaussian:
-                candidates.append(policy._propose(features, rule.gaussian, deterministic))
+                candidates.append(policy._sample_gaussian(features, rule.gaussian, deterministic))
                 th.testing.assert_close(candidates[-1][:, 0], policy.gaussian.mode(features))
             candidates = th.cat(candidates, dim=1)
             assert candidates.shape == (20, rule.n_candidates, 2)
@@ -323,38 +377,41 @@ class TestActing:
                 assert th.equal(chosen[row], candidates[row, np.argmax(values)])
             assert len(picks) > 1 or rule.n_candidates == 1
 
-    def test_exploration_follows_the_modes_in_their_order(self):
-        """Each environment by its mode; the generator is used in an order that does not depend on the process."""
+    def test_each_environment_is_explored_by_its_actor(self):
+        """The generator is used in an order that does not depend on the process."""
         policy = make_model().policy
         features = policy.features(th.as_tensor(observations(6)))
         generator = policy.actor.model.generator
         for order in permutations(("policy", "behavior", "gaussian")):
-            modes = [*order, *order]
-            policy.rollout = ExplorationState(modes, 0.1, 0.6, th.full((6, 2), 0.5))
+            actors = [*order, *order]
+            state = ExplorationState(actors, 0.1, 0.6, th.full((6, 2), 0.5))
             states = generator.get_state(), policy.behavior.generator.get_state()
-            explored = policy._explore(features, policy.rollout)
+            explored = policy._explore(features, state)
             generator.set_state(states[0])
             policy.behavior.generator.set_state(states[1])
             with th.no_grad():
-                for mode in order:
-                    rows = [i for i in range(6) if modes[i] == mode]
-                    if mode == "policy":
+                for actor in order:
+                    rows = [i for i in range(6) if actors[i] == actor]
+                    if actor == "policy":
                         expected = policy.act(features[rows])
                         expected = (expected + 0.1 * th.randn(2, 2, generator=generator)).clamp(-1, 1)
-                    elif mode == "behavior":
+                    elif actor == "behavior":
                         start = 0.6 * 0.5 + 0.8 * th.randn(2, 2, generator=generator)
-                        expected = policy.denoise(features[rows], 1, noise=start)[:, 0]
-                        th.testing.assert_close(policy.rollout.start_noise[rows], start)
+                        expected = policy.actor.sample_actions(features[rows], 1, start, policy.behavior)[:, 0]
+                        th.testing.assert_close(state.start_noise[rows], start)
                     else:
                         expected, _ = policy.gaussian.action_log_prob(features[rows], th.randn(2, 2, generator=generator))
                     th.testing.assert_close(explored[rows], expected)
 
-    def test_evaluation_during_a_rollout_is_none_of_its_business(self):
+    def test_evaluation_while_exploring(self):
         policy = make_model().policy
         obs = observations(4)
         before = policy.predict(obs, deterministic=True)[0]
-        policy.rollout = ExplorationState(["gaussian"] * 4, 0.1, 0.6, th.zeros(4, 2))
+        policy.exploration = ExplorationState(["gaussian"] * 4, 0.1, 0.6, th.zeros(4, 2))
         np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], before)
+        np.testing.assert_allclose(policy.predict(obs[0], deterministic=True)[0], before[0], rtol=1e-5)
+        with pytest.raises(ValueError, match=r"4 environments, got a batch of 1\. Pass deterministic=True"):
+            policy.predict(obs[0])
 
     def test_behavior_stays_what_it_was(self):
         model = make_model()
@@ -366,3 +423,29 @@ class TestActing:
         model.learn(40, callback=DiffusionFinetuneCallback("dql"))
         assert all(th.equal(value, behavior[key]) for key, value in model.policy.behavior.state_dict().items())
         assert not all(th.equal(value, actor[key]) for key, value in model.policy.actor.model.state_dict().items())
+
+
+class TestFeatures:
+    def test_fourier_features_are_a_setting(self, tmp_path):
+        small, wide = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (6,))
+        for space, n_frequencies, dim in ((small, None, 22), (small, 0, 2), (small, 3, 14), (wide, None, 6), (wide, 2, 30)):
+            actor = DiffusionActor(space, ACTION, net_arch=[8], n_frequencies=n_frequencies)
+            assert actor.features.dim == dim
+            assert actor.config["n_frequencies"] == (
+                n_frequencies if n_frequencies is not None else 5 if space is small else 0
+            )
+            actor.save(tmp_path / "policy.safetensors")
+            loaded = DiffusionActor.load(tmp_path / "policy.safetensors", device="cpu")
+            assert loaded.config == actor.config and loaded.features.dim == dim
+        with pytest.raises(ValueError, match="finite bounds"):
+            DiffusionActor(OBSERVATION, ACTION, n_frequencies=3)
+
+    def test_files_without_the_setting_load(self, tmp_path):
+        actor = DiffusionActor(spaces.Box(-1, 1, (2,)), ACTION, net_arch=[8], seed=0)
+        config = dict(actor.config)
+        del actor.config["n_frequencies"]
+        actor.save(tmp_path / "policy.safetensors")
+        loaded = DiffusionActor.load(tmp_path / "policy.safetensors", device="cpu")
+        assert loaded.config == config
+        obs = np.zeros((3, 2), np.float32)
+        np.testing.assert_array_equal(loaded.predict(obs, True), actor.predict(obs, True))

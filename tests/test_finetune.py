@@ -18,16 +18,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import sb3_exdm
 from sb3_exdm import OPERATORS, DiffusionActor, DiffusionFinetuneCallback, FinetuneReplayBuffer, RunFolder
 from sb3_exdm.common.serialization import ArtifactError
-from sb3_exdm.finetuning import WarmUpCallback, distill
+from sb3_exdm.finetuning import Operator, distill, register_operator
 from sb3_exdm.finetuning import callback as callback_module
-from sb3_exdm.finetuning.critics import Batch, CriticLearner, ExpectileValue, GaussianUpdate, SupportValue, expectile_loss
+from sb3_exdm.finetuning.critics import Batch, ExpectileValue, GaussianUpdate, expectile_loss, support_value
 from sb3_exdm.finetuning.operators import make_operator
-from sb3_exdm.policies import DiffusionPolicy
+from sb3_exdm.policies import ActionSelection, DiffusionPolicy
 from sb3_exdm.recipes.evaluation import play
 from sb3_exdm.recipes.evaluation_callback import EvaluationCallback
-from sb3_exdm.recipes.finetuning_run import _build, _settings
-from sb3_exdm.runs.folder import load_algorithm
-from sb3_exdm.runs.hyperparams import make_training_env
+from sb3_exdm.runs.envs import EnvSource
 
 MAZE = "Maze2d-SquareA-v0"
 
@@ -55,7 +53,7 @@ class TwoSteps(gym.Env):
 
 
 class UnboundedTwoSteps(TwoSteps):
-    """The same on another scale, and nothing says where it ends."""
+    """The same on another scale, without bounds."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (1,))
 
@@ -118,16 +116,16 @@ def same_weights(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> b
 
 
 class Watch(BaseCallback):
-    """Notes for every step how many updates there were, and who acted in which environment."""
+    """Number of updates and actor of each environment, for every step."""
 
     def __init__(self) -> None:
         super().__init__()
         self.n_updates: list[int] = []
-        self.modes: list[list[str]] = []
+        self.actors: list[list[str]] = []
 
     def _on_step(self) -> bool:
         self.n_updates.append(self.model._n_updates)
-        self.modes.append(list(self.model.policy.rollout.modes))
+        self.actors.append(list(self.model.policy.exploration.actors))
         return True
 
 
@@ -178,19 +176,18 @@ class TestValues:
 
     def test_support_value(self):
         policy = make_model(policy_kwargs={"n_critics": 3}).policy
-        features, candidates = th.randn(10, policy.actor.features.dim), th.rand(10, 7, 1) * 2 - 1
-        batch = Batch(features, *[th.zeros(10)] * 2, features, th.zeros(10), None, candidates)
+        features, actions = th.randn(10, policy.actor.features.dim), th.rand(10, 7, 1) * 2 - 1
+        batch = Batch(features, *[th.zeros(10)] * 2, features, th.zeros(10), None, actions)
         values = np.array(
             [
-                [min(policy.critic_target(features[i : i + 1], candidates[i, j : j + 1])[:, 0].tolist()) for j in range(7)]
+                [min(policy.critic_target(features[i : i + 1], actions[i, j : j + 1])[:, 0].tolist()) for j in range(7)]
                 for i in range(10)
             ]
         )
         weights = np.exp(3.0 * (values - values.max(axis=1, keepdims=True)))
         expected = (weights / weights.sum(axis=1, keepdims=True) * values).sum(axis=1)
-        np.testing.assert_allclose(SupportValue(policy, 3.0)(batch), expected, rtol=1e-5)
-        np.testing.assert_allclose(SupportValue(policy, 0.0)(batch), values.mean(axis=1), rtol=1e-5)
-        np.testing.assert_allclose(SupportValue(policy, 1e6)(batch), values.max(axis=1), rtol=1e-5)
+        for inverse_temperature, exact in ((3.0, expected), (0.0, values.mean(axis=1)), (1e6, values.max(axis=1))):
+            np.testing.assert_allclose(support_value(policy, batch, inverse_temperature), exact, rtol=1e-5)
 
     def test_soft_value_and_density_are_those_of_stable_baselines3(self):
         policy = make_model().policy
@@ -198,7 +195,7 @@ class TestValues:
         soft = GaussianUpdate(policy, ent_coef=0.3)
         generator = policy.actor.model.generator
         state = generator.get_state()
-        found = soft(Batch(features, *[th.zeros(50)] * 2, features, th.zeros(50)))
+        found = soft.next_values(Batch(features, *[th.zeros(50)] * 2, features, th.zeros(50)))
         noise = th.randn(50, 1, generator=generator.set_state(state))
         with th.no_grad():
             mean, log_std = policy.gaussian(features)
@@ -224,7 +221,7 @@ class TestValues:
             soft.learn(Batch(features, *[th.zeros(50)] * 2, features, th.zeros(50)))
         assert (soft.log_ent_coef.exp().item() > 0.01) is rises
         assert all(th.equal(value, before[key]) for key, value in policy.critic.state_dict().items())
-        assert all(weight.requires_grad for weight in policy.critic.parameters())
+        assert all(weight.grad is None for weight in policy.critic.parameters())
 
     def test_critic_learns_the_values_of_a_chain(self):
         """Five places, left or right by chance; 1 for reaching the last, where it ends. IQL of expectile 1/2 is TD."""
@@ -249,13 +246,13 @@ class TestValues:
             next_features,
             gamma * th.as_tensor(next_places < n - 1, dtype=th.float32),
         )
-        value, critic = ExpectileValue(policy, 0.5, learning_rate=5e-3), CriticLearner(policy, tau=0.2)
+        value, operator = ExpectileValue(policy, 0.5, learning_rate=5e-3), Operator(policy, tau=0.2)
         for step in range(900):
             if step == 700:  # the noise of Adam settles
                 for optimizer in (value.optimizer, policy.critic.optimizer):
                     optimizer.param_groups[0]["lr"] = 5e-4
             value.learn(batch)
-            critic.learn(batch, value(batch))
+            operator.update_critic(batch, value.next_values(batch))
         found = policy.critic(batch.features, batch.actions).detach().reshape(2, n - 1, 2)
         np.testing.assert_allclose(found, np.stack([exact, exact]), atol=0.02)
 
@@ -263,7 +260,7 @@ class TestValues:
         policy = make_model().policy
         batch = Batch(th.randn(8, policy.actor.features.dim), th.zeros(8, 1), th.ones(8), th.zeros(8, 1), th.zeros(8))
         before = policy.critic_target.weights[0].clone()
-        loss = CriticLearner(policy, tau=0.25).learn(batch, th.full((8,), 1e9))
+        loss = Operator(policy, tau=0.25).update_critic(batch, th.full((8,), 1e9))
         th.testing.assert_close(policy.critic_target.weights[0], before + 0.25 * (policy.critic.weights[0] - before))
         assert loss < 100, "where the discount is 0 the next value counts for nothing"
 
@@ -295,15 +292,16 @@ class TestCallback:
 
         def go_on(model) -> tuple[dict, dict]:
             model.set_env(DummyVecEnv([TwoSteps]))
-            # Kept actions are not part of the file but drawn again, so both must draw them again.
-            model.replay_buffer.drop_candidates()
+            # Cached actions are not part of the file, so both must draw them again.
+            model.replay_buffer.clear_cached_actions()
             model.learn(15, callback=DiffusionFinetuneCallback(operator), reset_num_timesteps=False, log_interval=10**6)
             log = {key: value for key, value in model.logger.name_to_value.items() if key.startswith("train/")}
             return weights_of(model), log
 
         model = make_model(uniform, gradient_steps=2)
-        model.learn(20, callback=DiffusionFinetuneCallback(operator))
-        assert model._n_updates == 20
+        callback = DiffusionFinetuneCallback(operator)
+        model.learn(20, callback=callback)
+        assert model._n_updates == callback.n_updates == 20 and callback.first_update_timestep == 11
         model.save(tmp_path / "model")
         model.save_replay_buffer(tmp_path / "buffer")
         loaded = SAC.load(tmp_path / "model", device="cpu")
@@ -324,7 +322,7 @@ class TestCallback:
             model.learn(1, callback=[again, watch], reset_num_timesteps=False)
             after = again.operator.training_state()["value"]["weights"]
             assert max((after[key] - weight).abs().max() for key, weight in value.items()) < 0.01, "one or two steps of Adam"
-        assert watch.modes == [["policy"], ["policy"]] and watch.n_updates == [10, 11]
+        assert watch.actors == [["policy"], ["policy"]] and watch.n_updates == [10, 11]
         # Another model is another matter.
         model = make_model(habit)
         model.learn(20, callback=callback)
@@ -348,13 +346,13 @@ class TestCallback:
     def test_the_critic_can_learn_first(self, habit, monkeypatch):
         model = make_model(habit, learning_starts=4, gradient_steps=1)
         gaussian, learned = model.policy.gaussian, []
-        learn = CriticLearner.learn
+        learn = Operator.update_critic
 
         def watched(self, *args):
             learned.append(th.cat([parameter.detach().flatten() for parameter in gaussian.parameters()]))
             return learn(self, *args)
 
-        monkeypatch.setattr(CriticLearner, "learn", watched)
+        monkeypatch.setattr(Operator, "update_critic", watched)
         model.learn(8, callback=DiffusionFinetuneCallback(critic_updates=5))
         assert model._n_updates == len(learned) == 5 + 4, "five alone after the fifth step, then one a step"
         assert all(th.equal(learned[0], weights) for weights in learned[:6]), "the Gaussian waits for the critic"
@@ -373,7 +371,10 @@ class TestCallback:
     def test_nothing_is_learned_while_all_rewards_are_the_same(self, habit):
         model = make_model(habit, reward_step=0.0)
         weights = weights_of(model)
-        model.learn(40, callback=DiffusionFinetuneCallback("dql"))
+        callback = DiffusionFinetuneCallback("dql")
+        with pytest.warns(UserWarning, match=r"no reward signal.*--reuse-data"):
+            model.learn(40, callback=callback)
+        assert not callback.saw_reward and callback.first_update_timestep is None
         assert model._n_updates == 0 and same_weights(weights, weights_of(model))
         assert np.quantile(np.abs(model.replay_buffer.actions[:40] - 0.5), 0.9) < 0.25
         model.set_env(DummyVecEnv([TwoSteps]))
@@ -385,8 +386,8 @@ class TestCallback:
         watch = Watch()
         model = make_model(habit, n_envs=n_envs)
         model.learn(40, callback=[DiffusionFinetuneCallback(keep_exploring=keep), watch])
-        assert watch.modes[0] == ["behavior"] * n_envs
-        assert watch.modes[-1] == ["behavior"] * n_kept + ["policy"] * (n_envs - n_kept)
+        assert watch.actors[0] == ["behavior"] * n_envs
+        assert watch.actors[-1] == ["behavior"] * n_kept + ["policy"] * (n_envs - n_kept)
 
     def test_offline_transitions_are_learned_first(self, habit):
         watch = Watch()
@@ -398,7 +399,7 @@ class TestCallback:
         model.replay_buffer.add_offline(transitions)
         for again in range(2):
             model.learn(3, callback=[DiffusionFinetuneCallback("weighted", offline_updates=7), watch])
-            assert watch.n_updates == [7] * 3 * (again + 1) and watch.modes[-1] == ["policy"]
+            assert watch.n_updates == [7] * 3 * (again + 1) and watch.actors[-1] == ["policy"]
 
     def test_checkpoints_of_other_callbacks_can_be_gone_on_with(self, habit, tmp_path):
         model = make_model(habit, gradient_steps=3)
@@ -420,8 +421,60 @@ class TestCallback:
         model = make_model(habit)
         with pytest.raises(KeyboardInterrupt):
             model.learn(20, callback=[DiffusionFinetuneCallback(), Interrupt()])
+        with pytest.raises(ValueError, match=r"set policy\.exploration = None"):
+            model.predict(np.zeros((3, 1), np.float32))
         model.learn(5, callback=DiffusionFinetuneCallback(), reset_num_timesteps=False)
-        assert model.gradient_steps == 1 and model.learning_starts == 10
+        assert (model.gradient_steps, model.learning_starts, model._n_updates) == (1, 10, 4 + 5)
+        model.predict(np.zeros((3, 1), np.float32))
+
+    def test_policy_holds_data_and_no_callback(self, habit):
+        """Its training state can be copied to another model, which shares no tensors with the first."""
+        model = make_model(habit)
+        callback = DiffusionFinetuneCallback("exdm")
+        model.learn(20, callback=callback)
+        state = model.policy.finetuning_state
+        assert (state["operator"], state["n_collected"], state["n_updates"]) == ("exdm", 20, 10)
+        assert set(state["parts"]) == set(callback.operator.parts) == {"value", "energy"}
+        before = deepcopy(state)
+        second = make_model(habit)
+        second.set_parameters(model.get_parameters(), device="cpu")
+        second.learn(20, callback=DiffusionFinetuneCallback("exdm"))
+        for name in ("value", "energy"):
+            for key, weights in before["parts"][name]["weights"].items():
+                assert th.equal(weights, state["parts"][name]["weights"][key])
+            for slot, values in before["parts"][name]["optimizer"]["state"].items():
+                assert all(th.equal(v, state["parts"][name]["optimizer"]["state"][slot][k]) for k, v in values.items())
+        assert second.policy.finetuning_state["n_updates"] == 30 and model.policy.exploration is None
+
+    def test_operators_of_users(self, habit):
+        @register_operator("still")
+        class Still(Operator):
+            """Learns nothing."""
+
+            action_selection = ActionSelection(actor=0, behavior=1)
+
+            def __init__(self, policy: DiffusionPolicy, *, depth: int = 3, **kwargs) -> None:
+                super().__init__(policy, **kwargs)
+                self.depth = depth
+
+            def learn(self, batch: Batch) -> dict[str, th.Tensor]:
+                return {"depth": th.tensor(self.depth)}
+
+        try:
+            callback = DiffusionFinetuneCallback("still", operator_kwargs={"depth": 5})
+            model = make_model(habit)
+            weights = weights_of(model)
+            model.learn(20, callback=callback)
+            assert callback.operator.depth == 5 and model._n_updates == 10 and same_weights(weights, weights_of(model))
+            assert model.policy.action_selection == Still.action_selection
+            with pytest.raises(ValueError, match=r"operator_kwargs\['depth'\] must be int, got 'deep'"):
+                make_operator("still", model.policy, depth="deep")
+            with pytest.raises(ValueError, match="'stil'.*did you mean 'still'"):
+                DiffusionFinetuneCallback("stil")
+            with pytest.raises(ValueError, match="operator 'still' already"):
+                register_operator("still")(type("Other", (Operator,), {}))
+        finally:
+            OPERATORS.unregister("still")
 
     def test_refusals(self):
         with pytest.raises(ValueError, match=r"PPO with ActorCriticPolicy.*SAC\(\"DiffusionPolicy\""):
@@ -430,6 +483,9 @@ class TestCallback:
             SAC("MlpPolicy", TwoSteps(), device="cpu", buffer_size=9).learn(10, callback=DiffusionFinetuneCallback())
         with pytest.raises(ValueError, match="gradient_steps=0"):
             make_model(gradient_steps=0).learn(10, callback=DiffusionFinetuneCallback())
+        with pytest.raises(ValueError, match="FinetuneReplayBuffer or an ordinary ReplayBuffer, got ScoreRewardReplayBuffer"):
+            model = make_model(replay_buffer_class=sb3_exdm.ScoreRewardReplayBuffer)
+            model.learn(10, callback=DiffusionFinetuneCallback())
         with pytest.raises(ValueError, match="optimize_memory_usage"):
             kwargs = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
             make_model(**kwargs).learn(10, callback=DiffusionFinetuneCallback())
@@ -450,26 +506,26 @@ class TestCallback:
 
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_bad_arguments_of_operators(self, operator):
-        with pytest.raises(ValueError, match=f"{operator}.*depth"):
+        with pytest.raises(ValueError, match=f"operator_kwargs has no 'depth'; {OPERATORS[operator].__name__} takes .*tau"):
             make_model().learn(1, callback=DiffusionFinetuneCallback(operator, operator_kwargs={"depth": 3}))
 
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_the_learning_rate_is_that_of_the_algorithm(self, operator):
         with pytest.raises(ValueError, match="learning_rate of the algorithm"):
-            make_model().learn(1, callback=DiffusionFinetuneCallback(operator, operator_kwargs={"learning_rate": 1.0}))
+            DiffusionFinetuneCallback(operator, operator_kwargs={"learning_rate": 1.0})
 
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_all_optimizers_follow_the_learning_rate(self, operator):
         built = make_operator(operator, make_model().policy)
         optimizers = built.optimizers()
-        assert len({id(optimizer) for optimizer in optimizers}) == len(optimizers) == 2 + len(built.parts())
+        assert len({id(optimizer) for optimizer in optimizers}) == len(optimizers) == 2 + len(built.parts)
 
 
 @pytest.fixture(scope="module")
 def explored(tmp_path_factory):
     """A run folder with everything."""
     path = tmp_path_factory.mktemp("explored") / "run"
-    settings = {"learning_starts": 100, "policy_kwargs": {"net_arch": [16], "features_extractor": "fourier", "n_critics": 1}}
+    settings = {"learning_starts": 100, "policy_kwargs": {"net_arch": [16]}}
     sb3_exdm.pretrain(MAZE, 400, out=path, seed=1, algo_kwargs=settings, policy_steps=50, progress_bar=False, device="cpu")
     return path
 
@@ -483,7 +539,7 @@ def tiny(pretrained=None, *, steps: int = 160, **kwargs) -> sb3_exdm.FinetunedRu
         "algo_kwargs": settings,
     }
     fixed = {"pretrained": pretrained, "progress_bar": False, "device": "cpu"}
-    return sb3_exdm.finetuning(None if pretrained else MAZE, steps, **fixed, **{**arguments, **kwargs})
+    return sb3_exdm.finetune(None if pretrained else MAZE, steps, **fixed, **{**arguments, **kwargs})
 
 
 def progress_of(path) -> list[dict[str, str]]:
@@ -525,7 +581,7 @@ class TestRecipe:
         other = sb3_exdm.evaluate(run.path, n_episodes=3, seed=4, device="cpu")
         assert other.summary()["mean_reward"] != summary["mean_reward"]
         # It can be trained further.
-        env = make_training_env(MAZE, 4, 0, {"reward_type": "dense"})
+        env = EnvSource.of(MAZE).make_vec(4, 0, {"reward_type": "dense"})
         callback = DiffusionFinetuneCallback() if policy == "diffusion" else None
         further = RunFolder(run.path).load_model(env, device="cpu")
         further.learn(200, callback=callback)
@@ -544,55 +600,15 @@ class TestRecipe:
         assert run.path is None and run.summary["pretrained"] is None and run.model._n_updates > 0
 
     def test_gaussian_takes_over_what_acts_and_nothing_else(self, explored):
-        env = make_training_env(MAZE, 2, 0)
-        source = RunFolder(explored)
-        explorer = source.load_model(device="cpu")
-        model = _build("sac", "gaussian", source, env, _settings("sac", "gaussian", source, env, {}), 0, "cpu", 100)
+        """The critics are new, and so are temperature and optimizers."""
+        explorer, model = RunFolder(explored).load_model(device="cpu"), tiny(explored, policy="gaussian", steps=40).model
         actor = explorer.actor.state_dict()
-        assert actor.keys() == model.actor.state_dict().keys()
+        assert model._n_updates == 0 and actor.keys() == model.actor.state_dict().keys()
         assert all(th.equal(value, actor[key]) for key, value in model.actor.state_dict().items())
         assert model.critic.n_critics == 2 and not model.critic.optimizer.state and not model.actor.optimizer.state
         ours, theirs = model.critic.state_dict(), explorer.critic.state_dict()
         assert not any(th.equal(ours[key], value) for key, value in theirs.items() if "weight" in key)
-        assert model.log_ent_coef.exp().item() == pytest.approx(0.01) and model.num_timesteps == 0
-
-    def test_gaussian_warms_up_with_what_it_explored_with(self, explored):
-        acting = []
-
-        class Note(BaseCallback):
-            def _on_step(self) -> bool:
-                return True
-
-            def _on_rollout_start(self) -> None:
-                acting.append((self.model._n_updates, self.model.num_timesteps, self.model.learning_starts))
-
-        env = make_training_env(MAZE, 2, 0, {"reward_type": "dense"})
-        source = RunFolder(explored)
-        settings = _settings("sac", "gaussian", source, env, {"learning_starts": 20, "gradient_steps": 1, "batch_size": 8})
-        model = _build("sac", "gaussian", source, env, settings, 0, "cpu", 100)
-        model.learn(40, callback=[WarmUpCallback(), Note()])
-        # No uniform action, and no update before more than 20 transitions are there.
-        assert all(learning_starts == 0 for *_, learning_starts in acting)
-        assert [n_updates for n_updates, *_ in acting] == [0] * 11 + list(range(1, 10))
-        assert (model.learning_starts, model.gradient_steps, model._n_updates) == (20, 1, 10)
-
-    def test_gaussian_waits_for_the_critic(self, explored, monkeypatch):
-        env = make_training_env(MAZE, 2, 0, {"reward_type": "dense"})
-        source = RunFolder(explored)
-        settings = _settings("sac", "gaussian", source, env, {"learning_starts": 20, "gradient_steps": 1, "batch_size": 8})
-        model = _build("sac", "gaussian", source, env, settings, 0, "cpu", 100)
-        seen, train = [], model.train
-
-        def watched(**kwargs):
-            seen.append([deepcopy(part.state_dict()) for part in (model.actor, model.critic)])
-            train(**kwargs)
-
-        monkeypatch.setattr(model, "train", watched)
-        model.learn(24, callback=WarmUpCallback(critic_updates=7))
-        assert model._n_updates == 7 + 2 and len(seen) == 3
-        (actor, critic), (waited, learned), (improved, _) = seen
-        assert same_weights(actor, waited) and not same_weights(critic, learned)
-        assert not same_weights(actor, improved), "it can learn again"
+        assert model.log_ent_coef.exp().item() == pytest.approx(0.01)
 
     def test_diffusion_policy_brings_the_gaussian_along(self, explored):
         run = tiny(explored, steps=40)
@@ -658,17 +674,17 @@ class TestRecipe:
         arguments = {"pretrained": explored, "progress_bar": False, "device": "cpu", **kwargs}
         arguments["total_timesteps"] = arguments.pop("steps", 100)
         with pytest.raises(error, match=message) as raised:
-            sb3_exdm.finetuning(out=tmp_path / "run", **arguments)
+            sb3_exdm.finetune(out=tmp_path / "run", **arguments)
         assert "\n" not in str(raised.value)
         assert not (tmp_path / "run").exists(), "nothing may be written before the arguments are known to be good"
 
     def test_missing_and_incomplete_folders(self, tmp_path):
         with pytest.raises(ValueError, match="Name an environment"):
-            sb3_exdm.finetuning()
+            sb3_exdm.finetune()
         with pytest.raises(ValueError, match="reuse_data=True needs the run folder"):
             tiny(reuse_data=True)
         with pytest.raises(ArtifactError, match="no run folder"):
-            sb3_exdm.finetuning(pretrained=tmp_path)
+            sb3_exdm.finetune(pretrained=tmp_path)
         with pytest.raises(ArtifactError, match="neither a run folder nor the file of a policy"):
             sb3_exdm.evaluate(tmp_path / "nowhere")
 
@@ -684,8 +700,7 @@ class TestRecipe:
         folder = RunFolder(tmp_path / "run")
         with pytest.raises(ArtifactError, match="interrupted"):
             _ = folder.summary
-        checkpoint = folder.path / "checkpoints" / "80" / "model.safetensors"
-        model = load_algorithm(checkpoint, folder.config, None, "cpu")
+        model = folder.load_model(checkpoint=80, device="cpu")
         assert isinstance(model.policy, DiffusionPolicy) and model.num_timesteps == 80 and model._n_updates > 0
         with pytest.raises(sb3_exdm.RunInterrupted, match="nothing was kept"):
             tiny(explored)
@@ -697,7 +712,7 @@ class TestRecipe:
             def predict(self, observation, state=None, episode_start=None, deterministic=False):
                 return np.clip(-observation, -0.95, 0.95).astype(np.float32), state
 
-        env: VecEnv = make_training_env(MAZE, 2, 0, {"goal_cell": (0, 0), "max_episode_steps": 5})
+        env: VecEnv = EnvSource.of(MAZE).make_vec(2, 0, {"goal_cell": (0, 0), "max_episode_steps": 5})
         evaluation = play(Straight(), env, 4)
         assert evaluation.successes.tolist() == [True] * 4 and evaluation.summary()["success_rate"] == 1.0
         policy = explored / "policy.safetensors"

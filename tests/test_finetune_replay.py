@@ -76,7 +76,7 @@ def expected_samples(episodes: list[list[dict]], n_steps: int, horizon: int) -> 
                 done=float(rows[stop]["terminated"]),
                 reward=total,
                 discount=GAMMA ** (stop - start + 1),
-                favored=near,
+                near_success=near,
                 first_next_obs=row["next_obs"],
             )
     return found
@@ -120,9 +120,9 @@ def recorded(walk: Walk) -> dict[str, np.ndarray]:
     }
 
 
-def favored_keys(buffer: FinetuneReplayBuffer) -> set[tuple]:
-    assert buffer.n_near_success == len(buffer._success_index.near_success_rows()), "nothing but the ring is looked at here"
-    observations = buffer.observations.reshape(-1, 2)[buffer._success_index.near_success_rows()]
+def near_success_keys(buffer: FinetuneReplayBuffer) -> set[tuple]:
+    assert buffer.n_near_success == len(buffer._success_index.near_success_indices()), "nothing but the ring is looked at here"
+    observations = buffer.observations.reshape(-1, 2)[buffer._success_index.near_success_indices()]
     return {tuple(observation) for observation in observations}
 
 
@@ -146,7 +146,7 @@ def test_one_step_batches_hold_what_the_ordinary_buffer_holds():
         assert (
             th.equal(getattr(ours, name), getattr(theirs, name)) and getattr(ours, name).dtype == getattr(theirs, name).dtype
         )
-    assert (ours.discounts == np.float32(GAMMA)).all() and ours.candidates is None and ours.next_candidates is None
+    assert (ours.discounts == np.float32(GAMMA)).all() and ours.cached_actions is None and ours.next_cached_actions is None
 
 
 def test_without_timeout_handling_a_time_limit_is_an_end():
@@ -158,14 +158,14 @@ def test_without_timeout_handling_a_time_limit_is_an_end():
 
 @pytest.mark.parametrize("horizon", [0, 2, 50])
 @pytest.mark.parametrize("buffer_size", [3, 24, 60])
-def test_favored_rows_are_those_of_a_loop_after_every_step(horizon, buffer_size):
+def test_transitions_near_a_success_are_those_of_a_loop_after_every_step(horizon, buffer_size):
     buffer, walk = make_buffer(buffer_size, success_horizon=horizon), Walk(3, p_success=0.05)
     for step in range(70):
         walk.step(buffer, reset=step in (31, 32))
         expected = expected_samples(walk.last(buffer_size // 3), 1, horizon)
-        assert favored_keys(buffer) == {key for key, row in expected.items() if row["favored"]}
+        assert near_success_keys(buffer) == {key for key, row in expected.items() if row["near_success"]}
     copy = FinetuneReplayBuffer.from_buffer(buffer, success_horizon=horizon)
-    assert favored_keys(copy) == favored_keys(buffer)
+    assert near_success_keys(copy) == near_success_keys(buffer)
 
 
 def test_a_reset_without_an_end_begins_an_episode():
@@ -178,23 +178,23 @@ def test_a_reset_without_an_end_begins_an_episode():
     assert check_batch(copy.sample(1000), expected) == set(expected)
 
 
-def test_favored_part_of_a_batch():
+def test_oversampling_of_successes():
     buffer, walk = filled(400, buffer_size=1200, success_horizon=2, success_fraction=0.25, walk_kwargs={"p_success": 0.01})
     expected = expected_samples(walk.rows, 1, 2)
-    share = np.mean([row["favored"] for row in expected.values()])
+    share = np.mean([row["near_success"] for row in expected.values()])
     assert 0 < share < 0.1
     n_drawn = [
-        np.mean([expected[tuple(key)]["favored"] for key in buffer.sample(100).observations.numpy()]) for _ in range(100)
+        np.mean([expected[tuple(key)]["near_success"] for key in buffer.sample(100).observations.numpy()]) for _ in range(100)
     ]
     assert min(n_drawn) >= 0.25
     assert np.mean(n_drawn) == pytest.approx(0.25 + 0.75 * share, abs=0.02)
     buffer.success_fraction = 1.0
     batch = buffer.sample(5000)
     counts = np.unique(batch.observations.numpy(), axis=0, return_counts=True)[1]
-    assert len(counts) == buffer.n_near_success and counts.min() > 0.5 * counts.mean(), "uniform over the favored rows"
+    assert len(counts) == buffer.n_near_success and counts.min() > 0.5 * counts.mean(), "uniform over those near a success"
 
 
-def test_nothing_is_favored_if_rewards_are_not_rare():
+def test_no_oversampling_if_rewards_are_not_sparse():
     buffer, walk = filled(100, buffer_size=300, success_fraction=1.0, walk_kwargs={"p_success": 0.6})
     assert buffer.n_near_success > 150
     assert len(check_batch(buffer.sample(5000), expected_samples(walk.rows, 1, 30))) == 300
@@ -223,7 +223,7 @@ def test_offline_rows(n_steps):
     for key, action in zip(batch.observations.numpy(), batch.actions.numpy(), strict=True):
         expected[tuple(key)]["action"] = action  # the rounding of scaling there and back
     assert check_batch(batch, expected) == set(expected)
-    assert buffer.n_near_success == sum(row["favored"] for row in expected.values())
+    assert buffer.n_near_success == sum(row["near_success"] for row in expected.values())
     # A second part is nobody's continuation.
     more = Walk(2, seed=2, p_end=0.0)
     for _ in range(5):
@@ -258,13 +258,13 @@ def test_mix_of_offline_and_online_rows(offline_fraction):
     walk.p_success = 0.1
     while buffer.n_near_success == 0:
         walk.step(buffer)
-    assert n_offline(buffer) == round(offline_fraction * 160), "the favored rows are all online"
+    assert n_offline(buffer) == round(offline_fraction * 160), "all successes are online"
     buffer.reset()
     assert (buffer.n_online, buffer.n_offline, buffer.n_near_success) == (0, 100, 0) and n_offline(buffer) == 200
     assert sum(tuple(key) in known for key in filled(20)[0].sample(100).observations.numpy()) == 0
 
 
-def test_favored_rows_come_from_both_parts():
+def test_oversampled_transitions_come_from_both_parts():
     buffer, walk = filled(20, success_horizon=1, success_fraction=1.0)
     offline = Walk(2, seed=1)
     for _ in range(40):
@@ -272,7 +272,7 @@ def test_favored_rows_come_from_both_parts():
     buffer.add_offline(recorded(offline))
     expected = expected_samples(walk.rows, 1, 1) | expected_samples(offline.rows, 1, 1)
     seen = {tuple(key) for key in buffer.sample(2000).observations.numpy()}
-    assert seen == {key for key, row in expected.items() if row["favored"]}
+    assert seen == {key for key, row in expected.items() if row["near_success"]}
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])
@@ -341,11 +341,11 @@ def test_saved_and_loaded_buffers_go_on_alike(tmp_path):
         offline.step()
     buffer.add_offline(recorded(offline))
     buffer.sample(10)
-    buffer.cache_candidates(sampler, 4)
+    buffer.cache_actions(sampler, 4)
     save_to_pkl(tmp_path / "buffer.pkl", buffer)
     loaded = load_from_pkl(tmp_path / "buffer.pkl")
-    assert loaded.sample(5).candidates is None
-    buffer.drop_candidates()
+    assert loaded.sample(5).cached_actions is None
+    buffer.clear_cached_actions()
     buffer.sample(5)
     for _ in range(25):
         walk.step(buffer, loaded)
@@ -361,35 +361,35 @@ def test_from_buffer(n_added):
     for _ in range(n_added):
         walk.step(other)
     buffer = FinetuneReplayBuffer.from_buffer(other, seed=0, success_horizon=3)
-    assert (buffer.n_steps, buffer.gamma, buffer.pos, buffer.full) == (4, GAMMA, other.pos, other.full)
+    assert (buffer.n_steps, buffer.gamma, buffer.size()) == (4, GAMMA, other.size())
     for _ in range(6):  # and it goes on with the episodes
         walk.step(buffer)
     expected = expected_samples(walk.last(20), 4, 3)
     assert check_batch(buffer.sample(2000), expected) == set(expected)
-    assert favored_keys(buffer) == {key for key, row in expected.items() if row["favored"]}
+    assert near_success_keys(buffer) == {key for key, row in expected.items() if row["near_success"]}
     assert FinetuneReplayBuffer.from_buffer(ReplayBuffer(60, OBSERVATION, ACTION, "cpu", n_envs=3), gamma=0.5).gamma == 0.5
     buffer.add_offline(recorded(walk))
     assert FinetuneReplayBuffer.from_buffer(buffer).n_offline == buffer.n_offline
 
 
-def sampler(observations: np.ndarray, n_candidates: int = 4) -> np.ndarray:
+def sampler(observations: np.ndarray, n_actions: int = 4) -> np.ndarray:
     """Actions that tell which observation they belong to."""
-    return np.sin(observations[:, None, :] * np.arange(1, n_candidates + 1)[:, None])
+    return np.sin(observations[:, None, :] * np.arange(1, n_actions + 1)[:, None])
 
 
 class CountingSampler:
-    def __init__(self, n_candidates: int = 4) -> None:
-        self.n_candidates, self.n_asked = n_candidates, 0
+    def __init__(self, n_actions: int = 4) -> None:
+        self.n_actions, self.n_asked = n_actions, 0
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         self.n_asked += len(observations)
         assert len(observations) <= 16
-        return sampler(observations, self.n_candidates)
+        return sampler(observations, self.n_actions)
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])
 @pytest.mark.parametrize("next_observations", [False, True])
-def test_candidates_belong_to_their_observations(n_steps, next_observations):
+def test_cached_actions_belong_to_their_observations(n_steps, next_observations):
     buffer, walk = filled(14, n_steps=n_steps)
     offline = Walk(2, seed=1)
     for _ in range(10):
@@ -397,19 +397,19 @@ def test_candidates_belong_to_their_observations(n_steps, next_observations):
     buffer.add_offline(recorded(offline))
     count, sides = CountingSampler(), 1 + next_observations
 
-    def update_and_check(expected_calls: int, n_candidates: int = 4) -> None:
-        count.n_asked, count.n_candidates = 0, n_candidates
-        buffer.cache_candidates(count, n_candidates, next_observations=next_observations, chunk=16)
+    def update_and_check(expected_calls: int, n_actions: int = 4) -> None:
+        count.n_asked, count.n_actions = 0, n_actions
+        buffer.cache_actions(count, n_actions, next_observations=next_observations, chunk_size=16)
         assert count.n_asked == sides * expected_calls
         batch = buffer.sample(500)
-        assert batch.candidates.shape == (500, n_candidates, 2) and batch.candidates.dtype == th.float32
-        np.testing.assert_allclose(batch.candidates, sampler(batch.observations.numpy(), n_candidates), atol=1e-6)
+        assert batch.cached_actions.shape == (500, n_actions, 2) and batch.cached_actions.dtype == th.float32
+        np.testing.assert_allclose(batch.cached_actions, sampler(batch.observations.numpy(), n_actions), atol=1e-6)
         if next_observations:
             np.testing.assert_allclose(
-                batch.next_candidates, sampler(batch.next_observations.numpy(), n_candidates), atol=1e-6
+                batch.next_cached_actions, sampler(batch.next_observations.numpy(), n_actions), atol=1e-6
             )
         else:
-            assert batch.next_candidates is None
+            assert batch.next_cached_actions is None
 
     update_and_check(14 * 3 + 20)
     update_and_check(0)
@@ -419,39 +419,39 @@ def test_candidates_belong_to_their_observations(n_steps, next_observations):
     for _ in range(45):
         walk.step(buffer)
     update_and_check(60)
-    update_and_check(60 + 20, n_candidates=2)
+    update_and_check(60 + 20, n_actions=2)
     buffer.add_offline(recorded(offline))
-    update_and_check(40, n_candidates=2)
-    buffer.drop_candidates()
-    assert buffer.sample(5).candidates is None
-    update_and_check(60 + 40, n_candidates=2)
+    update_and_check(40, n_actions=2)
+    buffer.clear_cached_actions()
+    assert buffer.sample(5).cached_actions is None
+    update_and_check(60 + 40, n_actions=2)
     buffer.reset()
     walk.step(buffer)
-    update_and_check(3, n_candidates=2)
+    update_and_check(3, n_actions=2)
 
 
-def test_candidates_can_be_extended_to_next_observations():
+def test_cached_actions_can_be_extended_to_next_observations():
     buffer, _ = filled(14)
     count = CountingSampler()
-    buffer.cache_candidates(count, 4, chunk=16)
-    buffer.cache_candidates(count, 4, next_observations=True, chunk=16)
+    buffer.cache_actions(count, 4, chunk_size=16)
+    buffer.cache_actions(count, 4, next_observations=True, chunk_size=16)
     assert count.n_asked == 2 * 42
     batch = buffer.sample(100)
-    np.testing.assert_allclose(batch.next_candidates, sampler(batch.next_observations.numpy()), atol=1e-6)
+    np.testing.assert_allclose(batch.next_cached_actions, sampler(batch.next_observations.numpy()), atol=1e-6)
 
 
-def test_outdated_candidates_are_refused():
+def test_outdated_cached_actions_are_refused():
     buffer, walk = filled(5)
-    buffer.cache_candidates(sampler, 4)
+    buffer.cache_actions(sampler, 4)
     walk.step(buffer)
-    with pytest.raises(RuntimeError, match="cache_candidates before sampling"):
+    with pytest.raises(RuntimeError, match="cache_actions before sampling"):
         buffer.sample(3)
     with pytest.raises(ValueError, match=r"must return actions .* = \(18, 3, 2\), got \(18, 4, 2\)"):
-        buffer.cache_candidates(sampler, 3)
+        buffer.cache_actions(sampler, 3)
     with pytest.raises(ValueError, match="actions holds nan"):
-        buffer.cache_candidates(lambda observations: sampler(observations) * np.nan, 4)
-    with pytest.raises(ValueError, match="n_candidates must be an integer of at least 1"):
-        buffer.cache_candidates(sampler, 0)
+        buffer.cache_actions(lambda observations: sampler(observations) * np.nan, 4)
+    with pytest.raises(ValueError, match="n_actions must be an integer of at least 1"):
+        buffer.cache_actions(sampler, 0)
 
 
 @pytest.mark.parametrize(
@@ -599,7 +599,7 @@ class DictEnv(gym.Env):
     action_space = ACTION
 
 
-def test_tasks_that_cannot_be_asked():
+def test_tasks_without_rewards_for_transitions():
     walk = Walk(1)
     walk.step()
     transitions = recorded(walk)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch as th
+from test_diffusion import dpm_solver_2m
 
-from sb3_exdm.benchmark import bandit
-from sb3_exdm.diffusion import DiffusionModel, VPSchedule, dpm_solver_2m
-from sb3_exdm.diffusion.energy import EnergyModel, contrastive_energy_loss
+from examples.experiments import bandit
+from sb3_exdm.diffusion import DiffusionModel, EnergyModel, VPSchedule, contrastive_energy_loss
 from sb3_exdm.diffusion.solver import GRIDS
 
 SCHEDULE = VPSchedule()
@@ -95,7 +95,7 @@ def test_linear_energy_shifts_a_gaussian():
         return sigma * x / spread(alpha, sigma) ** 2 - sigma * gradient
 
     start = th.randn(500, 2, generator=seeded(), dtype=th.float64)
-    samples = dpm_solver_2m(guided, start, SCHEDULE, 100)
+    samples = dpm_solver_2m(guided, start, 100)
     alpha, sigma = SCHEDULE.alpha_sigma(th.tensor([1e-3, 1.0], dtype=th.float64))
     first, last = spread(alpha, sigma)
     mean = std**2 * slope
@@ -178,7 +178,6 @@ def test_fast_sampling_equals_the_plain_solver(grid, condition_dim):
         plain = dpm_solver_2m(
             lambda x, t: model.predict_noise(x, SCHEDULE.log_snr(t), None if condition is None else condition.double()),
             noise.double(),
-            SCHEDULE,
             12,
             grid=grid,
         )
@@ -197,7 +196,7 @@ def test_start_noise_determines_the_sample():
 def solve_mixture(n_sampling_steps: int, grid: str) -> th.Tensor:
     start = th.randn(4000, 2, generator=seeded(9))
     return dpm_solver_2m(
-        lambda x, t: mixture_noise(x, *SCHEDULE.alpha_sigma(t[0].double())), start, SCHEDULE, n_sampling_steps, grid=grid
+        lambda x, t: mixture_noise(x, *SCHEDULE.alpha_sigma(t[0].double())), start, n_sampling_steps, grid=grid
     )
 
 
@@ -229,72 +228,3 @@ def test_solver_is_as_close_as_that_of_diffusers():
     chance = 0.0005
     assert min(ours.values()) < min(theirs.values()) + chance, (ours, theirs)
     assert ours["log_snr"] < theirs["log_snr"] + chance and ours["time"] < theirs["time"] + chance, (ours, theirs)
-
-
-# --- The bandit ---------------------------------------------------------------------------------------------------------
-
-
-def test_energy_distance_equals_a_plain_computation():
-    x, y = th.tensor([[0.0], [1.0]]), th.tensor([[3.0], [5.0], [4.0]])
-    assert bandit.mean_distance(x, y) == pytest.approx((3 + 5 + 4 + 2 + 4 + 3) / 6)
-    assert bandit.mean_distance(x) == pytest.approx(1.0) and bandit.mean_distance(y) == pytest.approx((2 + 1 + 1) / 3)
-    assert bandit.energy_distance(x, y) == pytest.approx(2 * 3.5 - 1.0 - 4 / 3)
-    gaussian = th.randn(4000, 2, generator=seeded())
-    assert abs(bandit.energy_distance(gaussian[:2000], gaussian[2000:])) < 0.005
-    assert bandit.energy_distance(gaussian[:2000], gaussian[2000:] + 0.5) > 0.1
-
-
-@pytest.mark.parametrize("beta", bandit.TARGETS)
-def test_exact_samples_are_those_of_the_weighted_behavior(beta):
-    """Rejection against importance weights, and the bound that makes the rejection exact."""
-    actions = bandit.behavior_samples(400_000, seeded(1))
-    values = bandit.action_value(actions)
-    assert values.max() < 0.95
-    weights = (values / beta).softmax(0)
-    exact = bandit.exact_samples(beta, 4000, seeded(2))
-    for moment in (lambda a: a, lambda a: a.square(), lambda a: a[:, :1] * a[:, 1:]):
-        expected = (weights.unsqueeze(1) * moment(actions)).sum(0)
-        assert th.allclose(moment(exact).mean(0), expected, atol=0.04)
-
-
-def test_log_density_is_that_of_the_samples():
-    """Its expected value under two temperatures differs as Q does: the ratio of both densities is e^(Q/b1 - Q/b2)."""
-    actions = bandit.behavior_samples(100, seeded())
-    difference = bandit.exact_log_density(0.1, actions) - bandit.exact_log_density(1.0, actions)
-    assert th.allclose(difference, 9.0 * bandit.action_value(actions), atol=1e-4)
-    ticks = th.linspace(-1.5, 1.5, 301)
-    grid = th.stack(th.meshgrid(ticks, ticks, indexing="xy"), dim=2).reshape(-1, 2)
-    weights = bandit.exact_log_density(math.inf, grid).softmax(0)
-    mean = (weights.unsqueeze(1) * grid).sum(0)
-    assert th.allclose(mean, bandit.behavior_samples(200_000, seeded()).mean(0), atol=0.01)
-
-
-def test_weighting_improves_the_behavior_of_the_bandit():
-    """A short run on samples of the behavior itself: far from the figures of the benchmark, but on the way."""
-    candidates = bandit.behavior_samples(20_000, seeded())
-    exact = bandit.exact_samples(1 / 3, 4000, seeded(1))
-    weighted = bandit.draw(bandit.fit_weighted(candidates, 1 / 3, seed=0, gradient_steps=500), 2000)
-    before = bandit.energy_distance(candidates[:2000], exact)
-    assert bandit.energy_distance(weighted, exact) < 0.2 * before
-
-
-def test_report_and_picture_of_the_bandit(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    for name, n in (("_N_DATA", 2000), ("_N_CANDIDATES", 1000), ("_N_SAMPLES", 200), ("_N_REFERENCE", 500)):
-        monkeypatch.setattr(bandit, name, n)
-    report = bandit.run_bandit([0, 1], tmp_path, effort=0.002)
-    for word in (*bandit.METHODS, "β = 1/3", "target", "0.0200", "±", "2 seeds"):
-        assert word in report
-    assert {path.name for path in tmp_path.iterdir()} == {"bandit.csv", "bandit.md", "bandit.png"}
-    assert len((tmp_path / "bandit.csv").read_text().splitlines()) == 1 + 2 * (1 + 3 * 5)
-
-
-def test_bandit_refuses_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match="at least one seed"):
-        bandit.run_bandit([])
-    with pytest.raises(ValueError, match="betas must be positive"):
-        bandit.run_bandit([0], betas=(1.0, 0.0))
-    with pytest.raises(ValueError, match="effort must be positive"):
-        bandit.run_bandit([0], effort=0.0)
-    with pytest.raises(ValueError, match="no samples"):
-        bandit.plot_bandit(tmp_path / "x.png", {})

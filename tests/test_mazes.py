@@ -1,4 +1,4 @@
-"""The mazes: geometry, physics against recorded moves, the three forms of the env, the task, pictures."""
+"""Mazes: geometry, physics against recorded moves, the three forms of the env, the task, images."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestLayout:
         by_hand = [any(abs(x - i) < 0.5 and abs(y - j) < 0.5 for i, j in layout.cells) for x, y in points]
         assert layout.contains(points).tolist() == by_hand
 
-    def test_contains_has_no_trouble_with_strange_numbers(self):
+    def test_contains_accepts_nan_and_infinity(self):
         inside = MazeLayout.load("SquareA").contains([[np.nan, 0.0], [np.inf, 0.0], [1e300, 0.0], [0.0, 0.0], [4.5, 0.0]])
         assert inside.tolist() == [False, False, False, True, False]
 
@@ -89,7 +89,7 @@ class TestLayout:
         starts = layout.sample_starts(np.random.default_rng(0), 5000)
         assert layout.wall_distance(starts).min() >= 0.05
         assert np.abs(starts - layout.start_cells[0]).max() <= 0.5
-        # Towards an open side they go up to the side itself, towards a wall up to 0.05 from it.
+        # Starts extend to an open side, or to a distance of 0.05 from a wall.
         i, j = layout.start_cells[0]
         for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
             step = (sign, 0) if axis == 0 else (0, sign)
@@ -131,7 +131,7 @@ class TestPhysics:
             RECORDED[f"{name}/{key}"] for key in ("state", "action", "next_state", "hit_wall")
         )
         moved = PointMassDynamics(MazeLayout.load(name)).move(state, action, np.random.default_rng(0))
-        # A coordinate that ends elsewhere than the action points to was stopped by a wall.
+        # A coordinate that differs from position + action was stopped by a wall.
         stopped = np.abs(next_state - (state + action)) > 1e-9
         assert (np.abs(moved - (state + action)) > 1e-9).tolist() == stopped.tolist()
         assert stopped.any(axis=1).tolist() == hit_wall.tolist()
@@ -168,7 +168,7 @@ class TestPhysics:
 
     @all_mazes
     def test_corners_at_every_scale(self, name):
-        # Moves through, along and into the corners of cells, with push-backs of almost nothing and of the most there is.
+        # Moves through, along and into the corners of cells, with the smallest and the largest push-backs.
         layout = MazeLayout.load(name)
         dynamics = PointMassDynamics(layout)
         rng = np.random.default_rng(4)
@@ -220,7 +220,7 @@ class TestPhysics:
 
 
 class FixedUniform:
-    """Stands in for a generator whose uniform numbers are all the same."""
+    """Random generator whose uniform numbers are all equal."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -376,7 +376,7 @@ class TestResetOptions:
     def test_position(self):
         env = gym.make("Maze2d-SquareA-v0")
         assert env.reset(options={"position": (2.2, -1.7)})[0].tolist() == [2.2, -1.7]
-        assert env.unwrapped.layout.wall_distance(env.reset(options={})[0]) >= 0.05  # the option holds once
+        assert env.unwrapped.layout.wall_distance(env.reset(options={})[0]) >= 0.05  # the option is used once
 
     def test_positions_of_a_vector_env(self):
         envs = Maze2dVectorEnv(2, layout="SquareA")
@@ -476,7 +476,7 @@ class TestTask:
 class TestVectorEnv:
     @all_mazes
     @pytest.mark.parametrize("reward_type", ["sparse", "dense"])
-    def test_one_of_it_is_the_single_env(self, name, reward_type):
+    def test_with_one_sub_env_equals_the_single_env(self, name, reward_type):
         arguments = {"layout": name, "reward_type": reward_type, "goal_cell": MazeLayout.load(name).start_cells[0]}
         env = Maze2dEnv(**arguments)
         envs = Maze2dVectorEnv(1, 40, **arguments, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -504,7 +504,7 @@ class TestVectorEnv:
                 assert not terminated.any()
                 assert (reward < 0).all()
                 assert infos["is_success"].shape == (4,)
-            # The step after the last one only resets.
+            # The step after the end of an episode only resets.
             observations, reward, terminated, truncated, infos = envs.step(random_actions(4))
             assert reward.tolist() == [0.0] * 4
             assert not (terminated | truncated | infos["is_success"]).any()
@@ -516,7 +516,7 @@ class TestVectorEnv:
         envs.reset(seed=0, options={"position": [(4.0, 0.0), (0.0, -2.0)]})
         still = np.zeros((2, 2))
         assert envs.step(still)[2].tolist() == [True, False]
-        observations, rewards, terminated, _, _ = envs.step(still)  # resets the first alone
+        observations, rewards, terminated, _, _ = envs.step(still)  # resets only the first
         assert np.abs(observations[0]).max() <= 0.5
         assert observations[1].tolist() == [0.0, -2.0]
         assert rewards.tolist() == [0.0, 0.0]
@@ -681,7 +681,7 @@ class TestRendering:
         env.reset(options={"position": cells[1]})
         second = env.render()
         changed = (first != second).any(axis=2)
-        # The picture is upright: x to the right, y upwards.
+        # The image is upright: x to the right, y upwards.
         scale = first.shape[1] / (np.ptp(np.array(cells), axis=0)[0] + 1.5)  # pixels a cell, a quarter cell of margin
         red = np.argwhere((np.abs(second.astype(int) - (208, 71, 71)).max(axis=2) < 4) & changed)
         x_min, y_max = env.unwrapped.layout.bounding_box[0], env.unwrapped.layout.bounding_box[3]
@@ -706,7 +706,7 @@ class TestRendering:
             with pytest.warns(UserWarning, match="render_mode"):
                 assert env.render() is None
 
-    def test_vector_env_gives_one_picture_a_sub_env(self):
+    def test_vector_env_renders_one_image_per_sub_env(self):
         envs = gym.make_vec("Maze2d-SquareA-v0", num_envs=3, render_mode="rgb_array")
         envs.reset(seed=0)
         assert len(envs.render()) == 3

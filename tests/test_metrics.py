@@ -1,6 +1,8 @@
-"""State coverage against a plain count, its ceilings, what random agents reach; bin coverage."""
+"""State coverage against a plain count, its ceilings, the coverage of random agents; bin coverage."""
 
 from __future__ import annotations
+
+import json
 
 import gymnasium as gym
 import numpy as np
@@ -42,7 +44,7 @@ class TestStateCoverage:
         assert coverage.of_ceiling == pytest.approx(coverage.value / coverage.ceiling)
 
     @all_mazes
-    def test_ceiling_is_what_visiting_everything_gives(self, name):
+    def test_ceiling_is_the_coverage_of_all_states(self, name):
         layout = MazeLayout.load(name)
         coverage = StateCoverage(f"Maze2d-{name}-v0")
         assert coverage.ceiling == pytest.approx(22 / 28 if name == "SquareD" else 1.0)
@@ -53,7 +55,7 @@ class TestStateCoverage:
         assert coverage.value == coverage.ceiling
         assert coverage.of_ceiling == 1.0
 
-    def test_rim_counts_to_the_bin_inside(self):
+    def test_positions_on_walls_belong_to_the_bin_inside(self):
         coverage = StateCoverage("SquareA")  # bins of 0.05 over [-0.5, 4.5] x [-4.5, 0.5]
         for point, bin_ in [
             ((-0.5, -4.5), (0, 0)),  # the corners of the box
@@ -70,7 +72,7 @@ class TestStateCoverage:
             coverage.update(np.array(point))
             assert np.argwhere(coverage.visited).tolist() == [list(bin_)], point
 
-    def test_outside_counts_for_nothing(self):
+    def test_positions_outside_are_ignored(self):
         coverage = StateCoverage("SquareA")
         outside = [(1.0, 0.0), (-0.6, 0.0), (4.6, 0.0), (0.0, 0.6), (0.0, -4.6), (1e300, -1e300), (1.0, 0.5), (0.55, -1.0)]
         coverage.update(np.array(outside))
@@ -110,7 +112,7 @@ class TestStateCoverage:
         ("name", "expected"), list(zip(MAZE_NAMES, (0.738, 0.616, 0.534, 0.660, 0.516, 0.336, 0.376), strict=True))
     )
     def test_random_agent(self, name, expected):
-        # What uniformly random actions cover in 100k steps: checks starts, physics, time limit and measure together.
+        # Coverage of uniformly random actions in 100k steps: checks starts, physics, time limit and metric together.
         n_envs = 50
         envs = gym.make_vec(f"Maze2d-{name}-v0", num_envs=n_envs, autoreset_mode="SameStep")
         rng = np.random.default_rng(0)
@@ -144,18 +146,36 @@ class TestBinCoverage:
         first, later = rng.normal(size=(100, 2)) * (1.0, 5.0), rng.normal(size=(100, 2)) * 100
         coverage = BinCoverage(n_calibration=100, width_in_std=0.5)
         coverage.update(first[:60])
-        assert coverage.bin_width is None
+        assert coverage.bin_width is None and not coverage.is_calibrated
         early = coverage.value
         coverage.update(first[60:])
+        assert coverage.is_calibrated
         assert coverage.bin_width == pytest.approx(0.5 * first.std(axis=0))
         assert early <= coverage.value
         assert coverage.value == len({tuple(b) for b in np.floor(first / coverage.bin_width).tolist()})
-        width = coverage.bin_width.tolist()
+        width = json.loads(json.dumps(coverage.bin_width))
         coverage.update(later)
-        assert coverage.bin_width.tolist() == width
+        assert coverage.bin_width == width
         twin = BinCoverage(bin_width=width)
         twin.update(np.concatenate([first, later]))
         assert twin.value == coverage.value
+        coverage.reset()
+        twin.reset()
+        assert coverage.bin_width is None
+        assert twin.bin_width == width
+
+    def test_bin_width_is_a_list_with_a_number_for_each_dimension(self):
+        assert BinCoverage(dims=(0, 1), bin_width=0.5).bin_width == [0.5, 0.5]
+        assert BinCoverage(dims=(0, 1), bin_width=np.array([0.5, 2])).bin_width == [0.5, 2.0]
+        coverage = BinCoverage(bin_width=0.5)
+        assert coverage.is_calibrated
+        coverage.update(np.zeros((1, 3)))
+        assert coverage.bin_width == [0.5, 0.5, 0.5]
+
+    def test_has_no_ceiling(self):
+        coverage = BinCoverage(bin_width=1.0)
+        coverage.update(np.zeros((2, 2)))
+        assert coverage.ceiling is None and coverage.of_ceiling is None
 
     def test_buffers_may_be_overwritten(self):
         coverage = BinCoverage(n_calibration=3)
@@ -177,6 +197,8 @@ class TestBinCoverage:
             {"dims": ()},
             {"bin_width": 0.0},
             {"bin_width": (1.0, np.nan)},
+            {"bin_width": [[1.0, 1.0]]},
+            {"dims": (0, 1), "bin_width": (1.0, 1.0, 1.0)},
             {"n_calibration": 1},
             {"width_in_std": -1.0},
         ],

@@ -1,19 +1,22 @@
-"""The pictures, and what is read from run folders to draw them."""
+"""Figures, and the records of run folders that they show."""
 
 import json
 import math
-import sys
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError
 from sb3_exdm.envs import MazeLayout
 from sb3_exdm.metrics import StateCoverage
-from sb3_exdm.plots import curves, maps, plot_coverage, plot_reward, plot_runs, plot_visits, read_run
-
-image = pytest.importorskip("matplotlib.image")
+from sb3_exdm.plots import curves, maps, plot_coverage, plot_learning_curve, plot_reward, plot_runs, plot_visits
+from sb3_exdm.plots.style import COLORS
+from sb3_exdm.runs.folder import RunFolder
 
 TREE = MazeLayout.load("SquareTree")
 STEPS = np.arange(1, 6) * 1000
@@ -26,14 +29,15 @@ def make_run(
     seed: int = 0,
     coverage: list[float] | None = None,
     finished: bool = True,
-    version: int = FORMAT_VERSION,
+    summary: dict[str, Any] | None = None,
+    **config: Any,
 ) -> Path:
-    """A run folder as far as plots look into it."""
+    """Write the files of a run folder that plots read."""
     folder.mkdir(parents=True)
-    config = {"format_version": version, "env_id": env_id, "algo": "sac", "reward": reward, "seed": seed}
-    (folder / "config.json").write_text(json.dumps(config))
+    settings = {"command": "pretrain", "env_id": env_id, "algo": "sac", "reward": reward, "seed": seed}
+    (folder / "config.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **settings, **config}))
     if finished:
-        (folder / "summary.json").write_text(json.dumps({"format_version": version}))
+        (folder / "summary.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **(summary or {})}))
     coverage = [0.1, 0.2, 0.3, 0.4, 0.5] if coverage is None else coverage
     rows = [f"{1000 * (i + 1)},{i},{value}\n" for i, value in enumerate(coverage)]
     (folder / "progress.csv").write_text("timesteps,seconds,coverage\n" + "".join(rows))
@@ -41,14 +45,14 @@ def make_run(
 
 
 def pixels(path: Path) -> np.ndarray:
-    """Colors from 0 to 1, (height, width, 3)."""
-    return image.imread(path)[..., :3]
+    """Read colors from 0 to 1, (height, width, 3)."""
+    return matplotlib.image.imread(path)[..., :3]
 
 
 def assert_picture(path: Path) -> None:
     picture = pixels(path)
     assert picture.shape[0] > 200 and picture.shape[1] > 300
-    assert picture.std() > 0.02, "the picture is blank"
+    assert picture.std() > 0.02, "the figure is blank"
     assert path.stat().st_size < 400_000
     assert [other.name for other in path.parent.iterdir() if other.name.startswith(".")] == [], "a temporary file is left"
 
@@ -59,13 +63,21 @@ def assert_picture(path: Path) -> None:
 @pytest.mark.parametrize("ceiling", [None, 0.786])
 @pytest.mark.parametrize("n", [1, 5])
 def test_coverage_picture(tmp_path, n, ceiling):
-    path = plot_coverage(STEPS[:n], np.linspace(0, 0.7, 5)[:n], tmp_path / "new" / "c.png", ceiling=ceiling, label="a run")
+    path = plot_coverage(STEPS[:n], np.linspace(0, 0.7, 5)[:n], tmp_path / "new" / "c.png", ceiling=ceiling)
     assert path == tmp_path / "new" / "c.png"
     assert_picture(path)
 
 
-def test_coverage_counts_bins_too(tmp_path):
+def test_coverage_in_bins(tmp_path):
     assert_picture(plot_coverage(STEPS, STEPS / 10, tmp_path / "c.png", ylabel="visited bins", title="Pendulum-v1"))
+
+
+def test_learning_curves(tmp_path):
+    returns = np.random.default_rng(0).normal(size=(5, 4))
+    assert_picture(plot_learning_curve(STEPS, returns, tmp_path / "r.png", title="Pendulum-v1"))
+    assert_picture(plot_learning_curve(STEPS, returns, tmp_path / "s.png", success=[0.0, 0.2, 0.5, 0.9, 1.0]))
+    with pytest.raises(ValueError, match="5 timesteps but 4 values"):
+        plot_learning_curve(STEPS, returns[:4], tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +122,18 @@ def test_visits_without_a_maze(tmp_path, positions):
     assert_picture(plot_visits(positions, tmp_path / "v.png", labels=("angle", "speed")))
 
 
+def test_a_goal_is_drawn_only_if_it_is_given(tmp_path):
+    starts = TREE.sample_starts(np.random.default_rng(0), 9)
+
+    def count(color: str, **kwargs: Any) -> int:
+        path = plot_reward(lambda xy: xy[:, 0], tmp_path / "r.png", layout=TREE, positions=starts, **kwargs)
+        return int((np.abs(pixels(path) - to_rgb(color)).max(axis=-1) < 0.02).sum())
+
+    start, goal = COLORS[1], COLORS[2]
+    assert count(start) > 20 and count(goal) == 0
+    assert count(start, goal=TREE.goal_cells[-1]) > 20 and count(goal, goal=TREE.goal_cells[-1]) > 20
+
+
 @pytest.mark.parametrize("positions", [np.zeros((0, 2)), np.zeros((3, 1)), np.zeros(2), [[0.0, math.inf]]])
 def test_visits_refuse(tmp_path, positions):
     with pytest.raises(ValueError, match="positions must"):
@@ -117,33 +141,33 @@ def test_visits_refuse(tmp_path, positions):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reward_is_asked_for_all_of_the_free_space_and_nothing_else(tmp_path):
-    asked = []
+def test_reward_is_computed_in_all_of_the_free_space_and_nowhere_else(tmp_path):
+    batches = []
 
-    def reward(places: np.ndarray) -> np.ndarray:
-        asked.append(places)
-        return places.sum(axis=1)
+    def reward(positions: np.ndarray) -> np.ndarray:
+        batches.append(positions)
+        return positions.sum(axis=1)
 
     assert_picture(plot_reward(reward, tmp_path / "r.png", layout=TREE))
-    (places,) = asked
-    assert TREE.contains(places).all()
-    cells, counts = np.unique(np.round(places), axis=0, return_counts=True)
+    (positions,) = batches
+    assert TREE.contains(positions).all()
+    cells, counts = np.unique(np.round(positions), axis=0, return_counts=True)
     assert {(int(i), int(j)) for i, j in cells} == set(TREE.cells)
     assert len(set(counts)) == 1 and counts[0] >= 100
 
 
 def test_reward_at_positions(tmp_path):
     positions = np.random.default_rng(0).normal(size=(200, 2))
-    assert_picture(plot_reward(lambda places: places[:, 0], tmp_path / "r.png", positions=positions, labels=("a", "b")))
-    # A constant reward, such as zero, has no range of colors of its own.
-    assert_picture(plot_reward(lambda places: np.zeros(len(places)), tmp_path / "z.png", positions=positions))
+    assert_picture(plot_reward(lambda xy: xy[:, 0], tmp_path / "r.png", positions=positions, labels=("a", "b")))
+    # The color scale of a constant reward has no range.
+    assert_picture(plot_reward(lambda xy: np.zeros(len(xy)), tmp_path / "z.png", positions=positions))
 
 
 @pytest.mark.parametrize(
     "reward, message",
     [
-        (lambda places: np.zeros((len(places), 1)), "one number for each"),
-        (lambda places: np.full(len(places), math.nan), "finite"),
+        (lambda xy: np.zeros((len(xy), 1)), "one number for each"),
+        (lambda xy: np.full(len(xy), math.nan), "finite"),
     ],
 )
 def test_reward_refuses(tmp_path, reward, message):
@@ -152,15 +176,15 @@ def test_reward_refuses(tmp_path, reward, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reward_needs_places(tmp_path):
+def test_reward_needs_positions(tmp_path):
     with pytest.raises(ValueError, match="needs a layout, or positions"):
-        plot_reward(lambda places: places[:, 0], tmp_path / "r.png")
+        plot_reward(lambda xy: xy[:, 0], tmp_path / "r.png")
 
 
 @pytest.mark.parametrize(
-    "name, message", [("c.txt", "does not end like a picture"), ("c", "does not end"), ("", "is a folder")]
+    "name, message", [("c.txt", "is not the name of an image file"), ("c", "is not the name"), ("", "is a folder")]
 )
-def test_what_is_no_picture(tmp_path, name, message):
+def test_paths_that_are_no_image_files(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         plot_coverage([1], [1], tmp_path / name)
 
@@ -170,22 +194,11 @@ def test_other_formats(tmp_path, ending, start):
     assert plot_coverage([1], [1], tmp_path / f"c.{ending}").read_bytes().startswith(start)
 
 
-def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for draw in (
-        lambda path: plot_coverage([1], [1], path),
-        lambda path: plot_visits(np.zeros((1, 2)), path),
-        lambda path: plot_reward(lambda places: places[:, 0], path, layout=TREE),
-    ):
-        with pytest.raises(ImportError, match=r"pip install 'sb3-exdm\[plots\]'"):
-            draw(tmp_path / "c.png")
-
-
 # Run folders --------------------------------------------------------------------------------------------------------------
 
 
-def test_read_run(tmp_path):
-    record = read_run(make_run(tmp_path / "run", coverage=[0.1, 0.25]))
+def test_record(tmp_path):
+    record = RunFolder(make_run(tmp_path / "run", coverage=[0.1, 0.25])).record()
     assert record.config["env_id"] == "Maze2d-SquareA-v0"
     assert record.finished
     assert record.progress["timesteps"].tolist() == [1000, 2000]
@@ -196,7 +209,7 @@ def test_a_run_that_was_killed_while_writing_loses_only_half_a_row(tmp_path):
     run = make_run(tmp_path / "run", coverage=[0.1, 0.25], finished=False)
     with (run / "progress.csv").open("a") as file:
         file.write("3000,2.1,0.")
-    record = read_run(run)
+    record = RunFolder(run).record()
     assert not record.finished
     assert record.progress["coverage"].tolist() == [0.1, 0.25]
 
@@ -216,12 +229,12 @@ def spoil_summary(run: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda run: (run / "config.json").unlink(), "is no run folder: it has no config.json"),
+        (lambda run: (run / "config.json").unlink(), "is not a run folder: it has no config.json"),
         (spoil_config, "config.json is not valid JSON"),
-        (forget_settings, "does not say env_id, algo, reward, seed"),
+        (forget_settings, "names no command"),
         (spoil_summary, "summary.json holds list"),
-        (lambda run: (run / "progress.csv").unlink(), "stopped before it wrote any progress"),
-        (lambda run: (run / "progress.csv").write_text(""), "is empty"),
+        (lambda run: (run / "progress.csv").unlink(), "stopped before any progress"),
+        (lambda run: (run / "progress.csv").write_text(""), "has no rows"),
         (lambda run: (run / "progress.csv").write_text("timesteps,coverage\n"), "has no rows"),
         (lambda run: (run / "progress.csv").write_text("a,b\n1,2\n"), "has no column 'timesteps'"),
         (lambda run: (run / "progress.csv").write_text("timesteps,coverage\n1,2\n2\n"), "a row that is not 2 numbers"),
@@ -239,14 +252,14 @@ def test_damaged_run_folders(tmp_path, spoil, message):
     assert not (tmp_path / "c.png").exists()
 
 
-def test_what_is_no_run_folder(tmp_path):
+def test_paths_that_are_no_run_folders(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
-        read_run(tmp_path / "nowhere")
+        plot_runs([tmp_path / "nowhere"], tmp_path / "c.png")
     (tmp_path / "file").touch()
-    with pytest.raises(ArtifactError, match="is not a folder"):
-        read_run(tmp_path / "file")
+    with pytest.raises(ArtifactError, match="is not a run folder"):
+        plot_runs([tmp_path / "file"], tmp_path / "c.png")
     with pytest.raises(ArtifactError, match="written by a newer sb3-exdm"):
-        read_run(make_run(tmp_path / "newer", version=FORMAT_VERSION + 1))
+        plot_runs([make_run(tmp_path / "newer", format_version=FORMAT_VERSION + 1)], tmp_path / "c.png")
 
 
 # Several runs -------------------------------------------------------------------------------------------------------------
@@ -266,14 +279,14 @@ def test_runs_picture(tmp_path):
 
 def test_runs_that_differ_in_seed_are_one_line(tmp_path):
     records = [
-        read_run(make_run(tmp_path / "0", seed=0, coverage=[0.1, 0.3])),
-        read_run(make_run(tmp_path / "1", seed=1, coverage=[0.2, 0.5, 0.9])),
-        read_run(make_run(tmp_path / "2", reward="zero", coverage=[0.1])),
+        RunFolder(make_run(tmp_path / "0", seed=0, coverage=[0.1, 0.3])).record(),
+        RunFolder(make_run(tmp_path / "1", seed=1, coverage=[0.2, 0.5, 0.9])).record(),
+        RunFolder(make_run(tmp_path / "2", reward="zero", coverage=[0.1])).record(),
     ]
     panels = curves._panels(records, "coverage", ["reward", "algo"])
     assert list(panels) == ["Maze2d-SquareA-v0"]
     score, zero = panels["Maze2d-SquareA-v0"]
-    # All have the same algorithm, so it is not worth a place in the legend.
+    # All have the same algorithm, so the legend omits it.
     assert (score.label, zero.label) == ("score", "zero")
     steps, values = score.on_common_steps()
     assert steps.tolist() == [1000, 2000]
@@ -291,9 +304,54 @@ def test_unequal_steps_are_interpolated():
 
 def test_an_unfinished_run_is_a_line_of_its_own(tmp_path):
     runs = [make_run(tmp_path / "0", seed=0), make_run(tmp_path / "1", seed=1, coverage=[0.1], finished=False)]
-    finished, unfinished = curves._panels([read_run(run) for run in runs], "coverage", ["reward"])["Maze2d-SquareA-v0"]
+    records = [RunFolder(run).record() for run in runs]
+    finished, unfinished = curves._panels(records, "coverage", ["reward"])["Maze2d-SquareA-v0"]
     assert (finished.label, unfinished.label) == ("score", "score, seed 1 (unfinished)")
     assert_picture(plot_runs(runs, tmp_path / "c.png"))
+
+
+def test_finetuned_runs_are_labeled_in_words(tmp_path):
+    settings = {"command": "finetune", "policy": "diffusion", "operator": "exdm"}
+    runs = [
+        make_run(tmp_path / "0", **settings, pretrained="runs/p", reuse_data=True),
+        make_run(tmp_path / "1", **settings, pretrained=None, reuse_data=False),
+    ]
+    records = [RunFolder(run).record() for run in runs]
+    (lines,) = curves._panels(records, "coverage", ["policy", "pretrained", "reuse_data"]).values()
+    assert [line.label for line in lines] == ["pre-trained, reused data", "from scratch, new data"]
+    with pytest.raises(ValueError, match="plot them separately"):
+        plot_runs([*runs, make_run(tmp_path / "2")], tmp_path / "c.png")
+
+
+def test_runs_with_different_bins_are_refused(tmp_path):
+    def run(name: str, env_id: str = "Pendulum-v1", **kwargs: Any) -> Path:
+        return make_run(tmp_path / name, env_id, coverage=[10, 20], **{"coverage_dims": [0, 1], **kwargs})
+
+    wide = run("wide", summary={"bin_width": [0.5, 0.5]}, bin_width=None)
+    narrow = run("narrow", summary={"bin_width": [0.1, 0.1]}, bin_width=None)
+    with pytest.raises(ValueError, match=r"different widths.*wide: \[0\.5, 0\.5\].*narrow: \[0\.1, 0\.1\].*--bin-width"):
+        plot_runs([wide, narrow], tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
+    # An unfinished run only has the width that was set.
+    with pytest.raises(ValueError, match="different widths"):
+        plot_runs([wide, run("unfinished", finished=False, bin_width=0.1)], tmp_path / "c.png")
+    with pytest.raises(ValueError, match="dimensions"):
+        plot_runs([wide, run("others", coverage_dims=[0, 2], summary={"bin_width": [0.5, 0.5]})], tmp_path / "c.png")
+    equal = [wide, run("as wide", finished=False, bin_width=0.5)]
+    assert_picture(plot_runs([*equal, run("another env", "Acrobot-v1", bin_width=2.0)], tmp_path / "c.png"))
+    assert_picture(plot_runs([wide, narrow], tmp_path / "seconds.png", metric="seconds"))
+    mazes = [make_run(tmp_path / f"maze{width}", bin_width=width) for width in (0.1, 0.2)]  # the bins of mazes are fixed
+    assert_picture(plot_runs(mazes, tmp_path / "mazes.png"))
+
+
+def test_the_axis_says_if_bin_widths_are_unknown(tmp_path):
+    known = [make_run(tmp_path / name, "Pendulum-v1", bin_width=0.5) for name in ("a", "b")]
+    old = make_run(tmp_path / "old", "Pendulum-v1")
+    for runs, is_marked in ((known, False), ([*known, old], True), ([old], False)):
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            text = plot_runs(runs, tmp_path / "c.svg").read_text()
+        assert "visited bins" in text
+        assert ("widths may differ" in text) == is_marked
 
 
 def test_runs_refuse(tmp_path):

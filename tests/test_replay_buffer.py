@@ -1,4 +1,4 @@
-"""Rewards computed at sampling time, against plain loops."""
+"""Rewards computed when a batch is sampled, against plain loops."""
 
 import gymnasium as gym
 import numpy as np
@@ -74,11 +74,11 @@ def test_n_step_returns_against_a_plain_loop(n_added, n_steps):
     capacity, newest = buffer.buffer_size, (buffer.pos - 1) % buffer.buffer_size
     steps = np.arange(buffer.size())
     batch, envs = sample_at(buffer, steps)
-    model_reward = REWARD_TRANSFORMS["exp"]
+    transform = REWARD_TRANSFORMS["exp"]
     for row, (start, env) in enumerate(zip(steps, envs, strict=True)):
         total, discount, step = 0.0, 1.0, start
         while True:
-            total += discount * model_reward(buffer.reward_model.reward(buffer.next_observations[step, env][None]))[0]
+            total += discount * transform(buffer.reward_model.reward(buffer.next_observations[step, env][None]))[0]
             discount *= gamma
             ended = buffer.dones[step, env] or step == newest
             if ended or discount <= gamma**n_steps * 1.000001:
@@ -96,6 +96,35 @@ def test_reward_is_fitted_every_train_freq_transitions():
     buffer = filled(25, n_envs=2, train_freq=8)
     assert buffer.reward_model.whitening.n_batches.item() == 25 * 2 // 8
     assert set(buffer.fit_metrics) >= {"score_loss"}
+
+
+@pytest.mark.parametrize("n_steps_added", [5, 9, 10, 25])
+def test_first_fit_takes_the_gradient_steps_of_all_transitions_before(n_steps_added):
+    """As in the wrappers, see test_wrapper.py."""
+    buffer = filled(n_steps_added, n_envs=2, learning_starts=20, train_freq=8, gradient_steps=3)
+    n_fits = n_steps_added * 2 // 8 if n_steps_added * 2 >= 20 else 0
+    assert buffer.reward_model.whitening.n_batches.item() == 3 * n_fits
+    batch, _ = sample_at(buffer, np.arange(5))
+    assert (batch.rewards == 1.0).all() == (n_fits == 0)
+
+
+def test_batch_size_is_that_of_a_gradient_step():
+    buffer = filled(300, buffer_size=400, train_freq=600, batch_size=300)
+    sizes = []
+    fit_batch = buffer.reward_model._fit_batch
+    buffer.reward_model._fit_batch = lambda batch, actions: sizes.append(len(batch)) or fit_batch(batch, actions)
+    filled_again = np.zeros((2, 3), dtype=np.float32)
+    for _ in range(300):
+        buffer.add(filled_again, filled_again, np.zeros((2, 2)), np.zeros(2), np.zeros(2), [{}, {}])
+    assert sizes == [300]
+
+
+def test_weights_can_be_changed_while_training():
+    buffer = filled(25, intrinsic_coef=1.0)
+    before, _ = sample_at(buffer, np.arange(20))
+    buffer.reward_settings.intrinsic_coef = 0.5
+    after, _ = sample_at(buffer, np.arange(20))
+    np.testing.assert_allclose(after.rewards, 0.5 * before.rewards, rtol=1e-6)
 
 
 def test_score_stays_raw_under_vec_normalize():
@@ -227,6 +256,8 @@ def test_nan_observations_are_refused_when_they_come_in():
         ({"reward": "icecream"}, ValueError, "icecream"),
         ({"reward": object()}, TypeError, "set_reward_model"),
         ({"train_freq": 0}, ValueError, "train_freq"),
+        ({"learning_starts": -1}, ValueError, "learning_starts"),
+        ({"reward_kwargs": {"n_level": 2}}, ValueError, "did you mean 'n_levels'"),
         ({"reward_transform": "log"}, ValueError, "exp"),
         ({"intrinsic_coef": float("nan")}, ValueError, "finite"),
         ({"n_steps": 3, "optimize_memory_usage": True, "handle_timeout_termination": False}, ValueError, "n_steps=1"),

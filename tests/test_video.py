@@ -20,7 +20,7 @@ GOAL = {"goal_cell": [0, 0], "goal_radius": 0.1, "max_episode_steps": 12}
 def run(tmp_path_factory):
     """An agent that has learned nothing."""
     path = tmp_path_factory.mktemp("video") / "run"
-    return sb3_exdm.finetuning(
+    return sb3_exdm.finetune(
         "Maze2d-SquareA-v0",
         16,
         policy="gaussian",
@@ -48,7 +48,7 @@ def test_recipe_and_command(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["evaluate", str(run.path), "--episodes", "1", "--video", "film.gif", "--device", "cpu"])
     assert len(imageio.mimread("film.gif")) == 12
-    again = sb3_exdm.finetuning(
+    again = sb3_exdm.finetune(
         "Maze2d-SquareA-v0",
         16,
         policy="gaussian",
@@ -70,7 +70,7 @@ def test_bad_input_gets_one_clear_sentence(run, tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="neither a run folder"):
         sb3_exdm.record_video(tmp_path / "nowhere", tmp_path / "film.gif")
     with pytest.raises(ValueError, match="needs a run folder"):
-        sb3_exdm.finetuning("Maze2d-SquareA-v0", 16, video=True, device="cpu")
+        sb3_exdm.finetune("Maze2d-SquareA-v0", 16, video=True, device="cpu")
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImportError, match=r'pip install "sb3-exdm\[video\]"'):
         sb3_exdm.record_video(run.path, tmp_path / "film.gif")

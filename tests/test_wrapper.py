@@ -1,4 +1,4 @@
-"""The wrappers that reward_step an agent for novelty: under every algorithm and space, and their contract in detail."""
+"""The reward wrappers under every algorithm and space, their contract in detail, saving, and logging."""
 
 from typing import Any
 
@@ -11,15 +11,26 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.wrappers import TimeLimit
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize, VecTransposeImage
 
-from sb3_exdm.exploration import REWARD_TRANSFORMS, ScoreModel, ScoreRewardWrapper, VecScoreRewardWrapper, make_reward, online
-
-th.set_num_threads(1)
+from sb3_exdm import (
+    IntrinsicRewardCallback,
+    ScoreModel,
+    ScoreRewardReplayBuffer,
+    ScoreRewardWrapper,
+    VecScoreRewardWrapper,
+    load_reward,
+    make_reward,
+)
+from sb3_exdm.common.serialization import ArtifactError
+from sb3_exdm.exploration import online
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS
 
 SMALL = dict(learning_starts=16, train_freq=16, batch_size=16, reward_kwargs=dict(net_arch=[8]), device="cpu", seed=0)
 EPISODE = 7
@@ -73,7 +84,7 @@ class CounterEnv(RandomEnv):
 
     def __init__(self) -> None:
         super().__init__()
-        self.observation_space = spaces.Box(-np.inf, np.inf, (1,))
+        self.observation_space = COUNTER
         self.episode = 0
 
     def _observe(self) -> np.ndarray:
@@ -84,13 +95,18 @@ class CounterEnv(RandomEnv):
         return super().reset(**kwargs)
 
 
+COUNTER = spaces.Box(-np.inf, np.inf, (1,))
+
+
 class Echo:
-    """A reward that is the first number of the state (and of the action), unfitted but usable."""
+    """A reward that is the first number of the state (and of the action), and records its fits."""
 
     fitted = True
     reward_transform = "identity"
+    action_space = ACTIONS["box"]
 
-    def __init__(self, needs_actions: bool = False) -> None:
+    def __init__(self, observation_space: spaces.Space = COUNTER, needs_actions: bool = False) -> None:
+        self.observation_space = observation_space
         self.needs_actions = needs_actions
         self.fits: list[tuple[np.ndarray, int]] = []
 
@@ -102,30 +118,22 @@ class Echo:
         score = np.asarray(observations, dtype=np.float32)[:, 0]
         return score + 1000.0 * np.asarray(actions)[:, 0] if self.needs_actions else score
 
-    reward = score
+    def reward(self, observations, actions=None):
+        return self.score(observations, actions)
 
     def save(self, path):
         raise NotImplementedError
 
 
-class Calls:
-    """A reward that records what it is asked, and answers with ``answer``."""
+class Constant(Echo):
+    """A reward that is always ``answer``."""
 
-    fitted, needs_actions, reward_transform = True, False, "identity"
-
-    def __init__(self, answer):
+    def __init__(self, answer: np.ndarray) -> None:
+        super().__init__(OBSERVATIONS["box"])
         self.answer = answer
-
-    def fit(self, observations, actions=None, gradient_steps=1):
-        return {}
 
     def score(self, observations, actions=None):
         return self.answer
-
-    reward = score
-
-    def save(self, path):
-        raise NotImplementedError
 
 
 # Under every algorithm and space ---------------------------------------------------------------------------------------
@@ -164,22 +172,22 @@ def learn(name: str, env: Any, policy: str | None = None, total_timesteps: int =
 
 
 def recorded(wrapper: Any) -> list[np.ndarray]:
-    """The rewards that the wrapper pays from now on."""
-    paid = []
+    """The rewards of the wrapper from now on."""
+    rewards = []
     reward_step = wrapper._online.reward_step
 
     def record(*args: Any) -> Any:
         result = reward_step(*args)
-        paid.append(result[0])
+        rewards.append(result[0])
         return result
 
     wrapper._online.reward_step = record
-    return paid
+    return rewards
 
 
-def assert_learned(wrapper: Any, paid: list[np.ndarray]) -> None:
-    """The model was fitted, and what it pays depends on the state."""
-    values = np.concatenate(paid)
+def assert_learned(wrapper: Any, rewards: list[np.ndarray]) -> None:
+    """The model was fitted, and the rewards depend on the state."""
+    values = np.concatenate(rewards)
     assert len(values) >= 64 and np.isfinite(values).all()
     assert (values[: SMALL["learning_starts"]] == 1.0).all()
     assert np.unique(values[32:]).size > 1
@@ -189,43 +197,43 @@ def assert_learned(wrapper: Any, paid: list[np.ndarray]) -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_learns_from_it(name):
     env = ScoreRewardWrapper(RandomEnv(action="discrete" if name in DISCRETE_ONLY else "box"), **SMALL)
-    paid = recorded(env)
+    rewards = recorded(env)
     model = learn(name, env)
-    assert_learned(env, paid)
+    assert_learned(env, rewards)
     if hasattr(model, "replay_buffer") and model.replay_buffer is not None:
         stored = model.replay_buffer.rewards[: model.replay_buffer.pos, 0]
-        np.testing.assert_array_equal(stored, np.concatenate(paid)[: len(stored)].astype(np.float32))
+        np.testing.assert_array_equal(stored, np.concatenate(rewards)[: len(stored)].astype(np.float32))
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 @pytest.mark.parametrize("name", ["PPO", "DQN"])
 def test_every_observation_space(name, observation):
     env = ScoreRewardWrapper(RandomEnv(observation, "discrete"), **SMALL)
-    paid = recorded(env)
+    rewards = recorded(env)
     image = dict(features_extractor_kwargs=dict(features_dim=8)) if observation.startswith("image") else {}
     policy = "MultiInputPolicy" if observation == "dict" else "CnnPolicy" if image else "MlpPolicy"
     learn(name, env, policy, **image)
-    assert_learned(env, paid)
+    assert_learned(env, rewards)
 
 
 @pytest.mark.parametrize("reward", ["score", "edp"])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_every_action_space(action, reward):
     venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 2, env_kwargs=dict(action=action)), reward, **SMALL)
-    paid = recorded(venv)
+    rewards = recorded(venv)
     learn("PPO", venv)
-    assert_learned(venv, paid)
+    assert_learned(venv, rewards)
 
 
 @pytest.mark.parametrize("observation", sorted(set(OBSERVATIONS) - {"box"}))
 def test_vectorized_over_every_observation_space(observation):
     venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 3, env_kwargs=dict(observation=observation)), **SMALL)
-    paid = recorded(venv)
+    rewards = recorded(venv)
     venv.seed(0)
     venv.reset()
     for _ in range(3 * EPISODE + 1):
         venv.step(np.zeros((3, 2), dtype=np.float32))
-    assert_learned(venv, paid)
+    assert_learned(venv, rewards)
 
 
 def test_images_that_the_algorithm_transposes():
@@ -264,13 +272,13 @@ def test_a_model_is_never_recorded_in_the_spec():
     env = ScoreRewardWrapper(gym.make("Pendulum-v1"), model)
     assert env.reward_model is model
     with pytest.raises(TypeError, match="must be a name"):
-        gym.make(env.spec)  # rather than with another model than the one it had
+        gym.make(env.spec)  # rather than with another model
 
 
-# What is paid, and for which state ---------------------------------------------------------------------------------------
+# The reward, and the state that it belongs to ------------------------------------------------------------------------
 
 
-def test_pays_for_the_state_that_was_reached():
+def test_rewards_the_state_that_was_reached():
     env = ScoreRewardWrapper(CounterEnv(), Echo())
     env.reset()
     assert [env.step(np.zeros(2))[1] for _ in range(EPISODE)] == [11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0]
@@ -278,7 +286,7 @@ def test_pays_for_the_state_that_was_reached():
     assert env.step(np.zeros(2))[1] == 21.0
 
 
-def test_vectorized_pays_for_the_last_state_of_an_episode_not_the_first_of_the_next():
+def test_vectorized_rewards_the_last_state_of_an_episode_not_the_first_of_the_next():
     venv = VecScoreRewardWrapper(make_vec_env(CounterEnv, 2), Echo())
     first = venv.reset()[:, 0]
     for step in range(1, 2 * EPISODE + 1):
@@ -299,10 +307,10 @@ def test_terminal_observation_of_a_dict_space():
             return {"count": observation}
 
     class DictEcho(Echo):
-        def reward(self, observations, actions=None):
+        def score(self, observations, actions=None):
             return np.asarray(observations["count"])[:, 0]
 
-    venv = VecScoreRewardWrapper(make_vec_env(DictCounter, 2), DictEcho())
+    venv = VecScoreRewardWrapper(make_vec_env(DictCounter, 2), DictEcho(spaces.Dict(count=COUNTER)))
     first = venv.reset()["count"][:, 0]
     for _ in range(EPISODE):
         _, rewards, dones, _ = venv.step(np.zeros((2, 2)))
@@ -325,31 +333,35 @@ def test_reward_of_actions_gets_the_state_they_were_taken_in(vectorized):
         if vectorized:
             assert env.step(action[None])[1][0] == expected
         else:
-            _, paid, terminated, _, _ = env.step(action)
-            assert paid == expected
+            _, rewards, terminated, _, _ = env.step(action)
+            assert rewards == expected
             if terminated:
                 env.reset()
 
 
 @pytest.mark.parametrize("reward_transform", [None, "exp", "identity"])
-def test_weights_shaping_and_info(reward_transform):
+def test_weights_transform_and_info(reward_transform):
     answer = np.array([0.5], dtype=np.float32)
     env = ScoreRewardWrapper(
-        RandomEnv(), Calls(answer), intrinsic_coef=3.0, extrinsic_coef=0.25, reward_transform=reward_transform
+        RandomEnv(), Constant(answer), intrinsic_coef=3.0, extrinsic_coef=0.25, reward_transform=reward_transform
     )
     env.reset()
     env.step(np.zeros(2))
     _, reward, _, _, info = env.step(np.zeros(2))
-    shaped = float(REWARD_TRANSFORMS[reward_transform or "identity"](answer)[0])  # the reward's own where none is asked for
-    assert info["intrinsic_reward"] == pytest.approx(shaped)
+    transformed = float(
+        REWARD_TRANSFORMS[reward_transform or "identity"](answer)[0]
+    )  # the reward's own where none is asked for
+    assert info["intrinsic_reward"] == pytest.approx(transformed)
     assert info["extrinsic_reward"] == 2.0
-    assert reward == pytest.approx(3.0 * shaped + 0.25 * 2.0)
+    assert reward == pytest.approx(3.0 * transformed + 0.25 * 2.0)
     assert type(reward) is float and type(info["intrinsic_reward"]) is float
+    env.reward_settings.intrinsic_coef = 0.0  # e.g. annealed by a callback
+    assert env.step(np.zeros(2))[1] == pytest.approx(0.25 * 3.0)
 
 
 def test_vectorized_weights_and_info():
     venv = VecScoreRewardWrapper(
-        make_vec_env(RandomEnv, 2), Calls(np.array([0.5, -1.0], dtype=np.float32)), intrinsic_coef=2.0, extrinsic_coef=0.5
+        make_vec_env(RandomEnv, 2), Constant(np.array([0.5, -1.0], dtype=np.float32)), intrinsic_coef=2.0, extrinsic_coef=0.5
     )
     venv.reset()
     _, rewards, _, infos = venv.step(np.zeros((2, 2)))
@@ -365,16 +377,16 @@ def test_task_reward_that_is_not_wanted_may_be_nan():
 
 
 @pytest.mark.parametrize(("reward", "constant"), [("score", 1.0), ("rnd", 1.0), ("exdm-paper", 0.0), ("zero", 0.0)])
-def test_all_states_are_paid_alike_before_learning_starts(reward, constant):
+def test_all_states_get_the_same_reward_before_learning_starts(reward, constant):
     env = ScoreRewardWrapper(TimeLimit(RandomEnv(), 100), reward, learning_starts=5, train_freq=1, batch_size=8, seed=0)
     env.unwrapped.n_steps = 0
     env.reset(seed=0)
-    paid = [env.step(np.zeros(2))[1] for _ in range(EPISODE)]
-    assert paid[:5] == [constant] * 5
-    assert (paid[5:] != [constant] * 2) == (reward != "zero")
+    rewards = [env.step(np.zeros(2))[1] for _ in range(EPISODE)]
+    assert rewards[:5] == [constant] * 5
+    assert (rewards[5:] != [constant] * 2) == (reward != "zero")
 
 
-def test_a_fitted_model_pays_from_the_start():
+def test_a_fitted_model_rewards_from_the_start():
     model = ScoreModel(OBSERVATIONS["box"], net_arch=[8], seed=0, device="cpu")
     env = ScoreRewardWrapper(RandomEnv(), model)
     env.reset()
@@ -432,7 +444,7 @@ def test_memory_holds_the_last_states_and_is_drawn_from_uniformly():
             env.reset()
     observations, _ = reward.fits[-1]
     values, counts = np.unique(observations[:, 0], return_counts=True)
-    np.testing.assert_array_equal(values, np.sort(reached[-20:]))  # reset states are not among them: nobody chose them
+    np.testing.assert_array_equal(values, np.sort(reached[-20:]))  # without reset states, which no action led to
     assert counts.min() > 2 and counts.max() < 30  # 256 draws of 20 states
     assert {len(np.unique(observations)) for observations, _ in reward.fits[:3]} <= {1, 2, 3}
 
@@ -445,7 +457,7 @@ def test_memory_of_large_states_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("vectorized", [False, True])
-def test_frozen_pays_but_learns_nothing(vectorized):
+def test_frozen_rewards_but_learns_nothing(vectorized):
     settings = {**SMALL, "learning_starts": 4, "train_freq": 1}
     env = VecScoreRewardWrapper(make_vec_env(RandomEnv, 1, seed=0), **settings) if vectorized else None
     env = env or ScoreRewardWrapper(RandomEnv(), **settings)
@@ -458,13 +470,13 @@ def test_frozen_pays_but_learns_nothing(vectorized):
     assert not env.frozen
     env.frozen = True
     before = {key: value.clone() for key, value in env.reward_model.state_dict().items()}
-    seen = env._online.n_seen
-    paid = [float(np.squeeze(env.step(action)[1])) for _ in range(6)]
-    assert len(set(paid)) > 1
+    seen = env._online.schedule.n_transitions
+    rewards = [float(np.squeeze(env.step(action)[1])) for _ in range(6)]
+    assert len(set(rewards)) > 1
     assert all(th.equal(value, before[key]) for key, value in env.reward_model.state_dict().items())
     env.frozen = False
     env.step(action)
-    assert env._online.n_seen == seen + 1
+    assert env._online.schedule.n_transitions == seen + 1
     assert any(not th.equal(value, before[key]) for key, value in env.reward_model.state_dict().items())
 
 
@@ -490,6 +502,82 @@ def test_logged_return_is_that_of_the_task(make, tmp_path):
     assert [info["r"] for info in model.ep_info_buffer] and {info["r"] for info in model.ep_info_buffer} == {TASK_RETURN}
 
 
+def test_monitor_around_the_wrapper_reports_the_rewards_of_the_agent():
+    env = Monitor(ScoreRewardWrapper(RandomEnv(), extrinsic_coef=0.5, **SMALL))
+    env.reset(seed=0)
+    steps = [env.step(env.action_space.sample()) for _ in range(EPISODE)]
+    assert steps[-1][4]["episode"]["r"] == pytest.approx(sum(reward for _, reward, *_ in steps), abs=1e-5)
+    assert steps[-1][4]["episode"]["r"] == pytest.approx(EPISODE + 0.5 * TASK_RETURN)
+
+
+class Dumps(KVWriter):
+    """The values of every dump of a logger."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.values.append(dict(key_values))
+
+
+def logged(model: Any, total_timesteps: int, **kwargs: Any) -> list[dict[str, Any]]:
+    dumps = Dumps()
+    model.set_logger(Logger(None, [dumps]))
+    model.learn(total_timesteps, callback=IntrinsicRewardCallback(), **kwargs)
+    return dumps.values
+
+
+@pytest.mark.parametrize("kind", ["bare", "make_vec_env", "vectorized"])
+def test_intrinsic_reward_is_logged_from_wrappers(kind):
+    settings = {**SMALL, "learning_starts": 0}
+    if kind == "bare":
+        env = ScoreRewardWrapper(RandomEnv(), **settings)
+    elif kind == "make_vec_env":
+        env = make_vec_env(RandomEnv, 2, wrapper_class=ScoreRewardWrapper, wrapper_kwargs=settings)
+    else:
+        env = VecScoreRewardWrapper(make_vec_env(RandomEnv, 2), **settings)
+    wrappers = [e.env if isinstance(e, Monitor) else e for e in env.envs] if kind == "make_vec_env" else [env]
+    rewards = [recorded(wrapper) for wrapper in wrappers]
+    env = VecNormalize(env) if kind == "vectorized" else env
+    model = stable_baselines3.PPO("MlpPolicy", env, seed=0, device="cpu", n_steps=21, batch_size=21, n_epochs=1)
+    dumps = logged(model, 42 * (1 if kind == "bare" else 2))
+    assert len(dumps) == 2
+    for i, dump in enumerate(dumps):
+        rollout = np.concatenate([np.concatenate(r[21 * i : 21 * (i + 1)]) for r in rewards])
+        assert dump["rollout/intrinsic_rew_mean"] == pytest.approx(rollout.mean(), rel=1e-5)
+        assert dump["rollout/extrinsic_rew_mean"] == pytest.approx(TASK_RETURN / EPISODE)
+        assert dump["rollout/ep_rew_mean"] == TASK_RETURN
+    for key in ("score_loss", "score_ranking"):
+        assert dumps[-1][f"train/{key}"] == pytest.approx(np.mean([wrapper.fit_metrics[key] for wrapper in wrappers]))
+
+
+@pytest.mark.parametrize("source", ["wrapper", "buffer"])
+def test_intrinsic_reward_is_logged_under_off_policy_algorithms(source):
+    env: Any = RandomEnv()
+    kwargs: dict[str, Any] = {}
+    if source == "wrapper":
+        env = ScoreRewardWrapper(env, **SMALL)
+    else:
+        reward_kwargs = dict(seed=0, net_arch=[8])
+        kwargs = dict(replay_buffer_class=ScoreRewardReplayBuffer, replay_buffer_kwargs=dict(reward_kwargs=reward_kwargs))
+    model = stable_baselines3.SAC("MlpPolicy", env, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]), **kwargs)
+    dumps = logged(model, 8 * EPISODE, log_interval=4)
+    assert len(dumps) == 2
+    for dump in dumps:
+        assert dump["rollout/extrinsic_rew_mean"] == pytest.approx(TASK_RETURN / EPISODE, rel=0.2)
+        assert dump["rollout/ep_rew_mean"] == TASK_RETURN
+        assert 0.1 < dump["rollout/intrinsic_rew_mean"] < 10.0
+    fitted = env if source == "wrapper" else model.replay_buffer
+    assert {"train/score_loss", "train/score_ranking"} <= dumps[-1].keys()
+    assert dumps[-1]["train/score_loss"] == pytest.approx(fitted.fit_metrics["score_loss"], rel=0.5)
+
+
+def test_callback_without_intrinsic_reward_is_refused():
+    model = stable_baselines3.PPO("MlpPolicy", RandomEnv(), n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(ValueError, match="found no intrinsic reward"):
+        model.learn(8, callback=IntrinsicRewardCallback())
+
+
 def test_monitors_are_not_doubled():
     def count(env: gym.Env) -> int:
         return isinstance(env, Monitor) + (count(env.env) if isinstance(env, gym.Wrapper) else 0)
@@ -502,6 +590,76 @@ def test_monitors_are_not_doubled():
     assert VecScoreRewardWrapper(inner, "zero").venv is inner
 
 
+# Saving -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vectorized", "observation", "reward", "kwargs"),
+    [
+        (False, "dict", "score", dict(net_arch=[8])),
+        (False, "box", "edp", dict(net_arch=[8])),
+        (False, "multi_binary", "apt", {}),
+        (True, "box", "score", dict(net_arch=[8])),
+        (True, "discrete", "edp", dict(net_arch=[8])),
+    ],
+)
+def test_loaded_wrapper_goes_on_exactly(vectorized, observation, reward, kwargs, tmp_path):
+    """Against an uninterrupted one, with a memory that has wrapped around and a fit that is due soon after."""
+    n_envs = 3 if vectorized else 1
+
+    def make_env() -> Any:
+        env_kwargs = dict(observation=observation)
+        return make_vec_env(RandomEnv, n_envs, env_kwargs=env_kwargs) if vectorized else RandomEnv(observation)
+
+    def run(env: Any, n_steps: int, seed: int) -> list[float]:
+        rewards = []
+        actions = np.random.default_rng(seed).uniform(-1.0, 1.0, (n_steps, n_envs, 2)).astype(np.float32)
+        for step in range(n_steps):
+            if step % EPISODE == 0 and vectorized:
+                env.seed(seed + step)
+                env.reset()
+            elif step % EPISODE == 0:
+                env.reset(seed=seed + step)
+            rewards.append(env.step(actions[step] if vectorized else actions[step, 0])[1])
+        return np.array(rewards).tolist()
+
+    cls = VecScoreRewardWrapper if vectorized else ScoreRewardWrapper
+    settings = dict(buffer_size=40, learning_starts=10, train_freq=9, gradient_steps=3, batch_size=16, extrinsic_coef=0.1)
+    env = cls(make_env(), reward, reward_transform="identity", reward_kwargs=kwargs, device="cpu", **settings)
+    run(env, 8 * EPISODE, seed=1)
+    env.reward_settings.intrinsic_coef = 2.0
+    env.save(tmp_path / "wrapper")
+    loaded = cls.load(tmp_path / "wrapper", make_env(), device="cpu")
+    assert loaded.reward_settings == env.reward_settings and loaded.fit_metrics == env.fit_metrics != {}
+    rewards = run(env, 8 * EPISODE, seed=2)
+    assert run(loaded, 8 * EPISODE, seed=2) == rewards and len(np.unique(rewards)) > EPISODE
+    assert loaded.fit_metrics == env.fit_metrics
+    weights, loaded_weights = env.reward_model.state_dict(), loaded.reward_model.state_dict()
+    assert all(th.equal(value, loaded_weights[key]) for key, value in weights.items())
+
+
+def test_unfitted_and_frozen_wrappers_are_saved_too(tmp_path):
+    env = ScoreRewardWrapper(RandomEnv(), "rnd", seed=0)
+    env.frozen = True
+    env.save(tmp_path / "wrapper")
+    loaded = VecScoreRewardWrapper.load(tmp_path / "wrapper", make_vec_env(RandomEnv, 2))  # of either wrapper
+    assert loaded.frozen and not loaded.reward_model.fitted and loaded.fit_metrics == {}
+
+
+def test_wrappers_that_cannot_be_saved_or_loaded_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="Only a FittedReward can be saved"):
+        ScoreRewardWrapper(CounterEnv(), Echo()).save(tmp_path / "wrapper")
+    env = ScoreRewardWrapper(RandomEnv(), "rnd")
+    env.reward_model.save(tmp_path / "reward")
+    with pytest.raises(ArtifactError, match="expected a reward wrapper"):
+        ScoreRewardWrapper.load(tmp_path / "reward", RandomEnv())
+    env.save(tmp_path / "wrapper")
+    with pytest.raises(ArtifactError, match="holds a reward wrapper"):
+        load_reward(tmp_path / "wrapper")
+    with pytest.raises(ValueError, match="built for the observation_space"):
+        ScoreRewardWrapper.load(tmp_path / "wrapper", CounterEnv())
+
+
 # Reproducibility --------------------------------------------------------------------------------------------------------
 
 
@@ -510,19 +668,19 @@ def test_twin_runs_are_equal(reward):
     def run(seed: int) -> tuple[np.ndarray, list]:
         settings = {**SMALL, "seed": seed, "reward_kwargs": {}}
         venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 2, seed=0), reward, **settings)
-        paid = recorded(venv)
+        rewards = recorded(venv)
         model = learn("A2C", venv)
-        return np.concatenate(paid), [p.detach().clone() for p in model.policy.parameters()]
+        return np.concatenate(rewards), [p.detach().clone() for p in model.policy.parameters()]
 
-    (paid, weights), (twin_paid, twin_weights) = run(seed=1), run(seed=1)
-    np.testing.assert_array_equal(paid, twin_paid)
+    (rewards, weights), (twin_rewards, twin_weights) = run(seed=1), run(seed=1)
+    np.testing.assert_array_equal(rewards, twin_rewards)
     assert all(th.equal(a, b) for a, b in zip(weights, twin_weights, strict=True))
     if reward != "apt":  # whose seed matters only once there are more states than a minibatch
-        assert not np.array_equal(paid, run(seed=2)[0])
+        assert not np.array_equal(rewards, run(seed=2)[0])
 
 
-def test_subprocesses_pay_what_one_process_pays():
-    def reward_step(venv: Any) -> np.ndarray:
+def test_subprocesses_compute_the_rewards_of_one_process():
+    def rewards_of(venv: Any) -> np.ndarray:
         venv.seed(0)
         venv.reset()
         rewards = np.array([venv.step(np.zeros((2, 2)))[1] for _ in range(30)])
@@ -535,7 +693,7 @@ def test_subprocesses_pay_what_one_process_pays():
     with pytest.raises(ValueError, match="already"):
         VecScoreRewardWrapper(in_workers)
     in_workers.set_attr("frozen", False)
-    np.testing.assert_array_equal(reward_step(in_workers), reward_step(make_vec_env(RandomEnv, **kwargs)))
+    np.testing.assert_array_equal(rewards_of(in_workers), rewards_of(make_vec_env(RandomEnv, **kwargs)))
 
 
 # What is refused --------------------------------------------------------------------------------------------------------
@@ -594,14 +752,14 @@ def test_nesting_is_refused():
 
 
 def test_vec_normalize_goes_outside():
-    """The other way round, off-policy algorithms store the task's reward: the intrinsic one would be lost in silence."""
+    """The other way round, off-policy algorithms store the task's reward: the intrinsic one would be lost silently."""
     with pytest.raises(ValueError, match=r"Use VecNormalize\(VecScoreRewardWrapper\(env\)\)"):
         VecScoreRewardWrapper(VecMonitor(VecNormalize(make_vec_env(RandomEnv, 1))))
     inner = VecScoreRewardWrapper(make_vec_env(RandomEnv, 1), **SMALL)
-    paid = recorded(inner)
+    rewards = recorded(inner)
     model = learn("SAC", VecNormalize(inner))
     stored = model.replay_buffer.rewards[:64, 0]
-    np.testing.assert_array_equal(stored, np.concatenate(paid).astype(np.float32))
+    np.testing.assert_array_equal(stored, np.concatenate(rewards).astype(np.float32))
     assert np.unique(stored).size > 1
 
 
@@ -626,7 +784,27 @@ def test_bad_observation_is_refused_at_the_step_it_comes(bad, vectorized):
 
 @pytest.mark.parametrize("answer", [np.array([np.nan]), np.zeros(2), np.zeros((1, 1))])
 def test_reward_that_is_no_number_per_state_is_refused(answer):
-    env = ScoreRewardWrapper(RandomEnv(), Calls(answer))
+    env = ScoreRewardWrapper(RandomEnv(), Constant(answer))
     env.reset()
     with pytest.raises(ValueError, match="as many finite numbers"):
         env.step(np.zeros(2))
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_her_is_refused(vectorized):
+    """It recomputes task rewards, so that the intrinsic ones would be lost silently."""
+    env: Any = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)
+    if vectorized:
+        env = VecNormalize(VecMonitor(VecScoreRewardWrapper(DummyVecEnv([lambda: env]), "zero")), norm_obs=False)
+    else:
+        env = TimeLimit(ScoreRewardWrapper(env, "zero"), 4)
+    settings = dict(buffer_size=100, learning_starts=12, policy_kwargs=dict(net_arch=[8]))
+    model = stable_baselines3.SAC("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, device="cpu", **settings)
+    with pytest.raises(NotImplementedError, match=r"HerReplayBuffer.*would drop the intrinsic reward"):
+        model.learn(20)
+    assert model.num_timesteps == 13  # the first batch that is sampled
+
+
+def test_other_methods_of_the_environments_can_be_called():
+    venv = VecScoreRewardWrapper(make_vec_env(RandomEnv, 2), "zero")
+    assert [mask.sum() for mask in venv.env_method("action_masks")] == [3, 3]

@@ -1,4 +1,4 @@
-"""What a body of dm_control's suite has to say for many of it to be stepped together."""
+"""Description of a domain of dm_control's suite that :class:`~sb3_exdm.envs.control.ControlVectorEnv` can step."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from dm_control.mujoco import Physics
 from dm_control.rl.control import Environment
 
 Reader = Callable[[np.ndarray, np.ndarray], None]
-"""Writes the observation ``(dim,)`` and the quantities that rewards depend on ``(n_quantities,)`` of one physics into rows."""
+"""Writes the observation ``(dim,)`` and the reward quantities ``(n_quantities,)`` of a physics into the two given arrays."""
 
 
 @dataclass(frozen=True)
 class VectorizedDomain:
     """
-    A body and its tasks.
+    Robot and its tasks.
 
-    :param make: Makes dm_control's environment of a task, given its name, without a time limit
-    :param reader: Makes the :data:`Reader` of a physics. It holds views of MuJoCo's arrays, which stay where they are
-    :param n_quantities: How many quantities rewards depend on
-    :param recall: The quantities ``(n, n_quantities)`` that observations ``(n, dim)`` imply, given a physics to compute with
-    :param rewards: For each task, what it pays: from the quantities, each ``(n,)``, to rewards ``(n,)``
-    :param unrecorded: Tasks that reward_step for what observations do not imply
+    :param make: factory of dm_control's environment of a task, given its name, without a time limit
+    :param reader: factory of the :data:`Reader` of a physics, which holds views of MuJoCo's arrays
+    :param n_quantities: number of quantities that rewards depend on
+    :param infer_quantities: function from a physics and observations, ``(n, dim)``, to quantities, ``(n, n_quantities)``
+    :param rewards: function of each task from the quantities, each ``(n,)``, to rewards, ``(n,)``
+    :param not_relabelable: tasks whose rewards cannot be computed from observations
     """
 
     make: Callable[[str], Environment]
     reader: Callable[[Physics], Reader]
     n_quantities: int
-    recall: Callable[[Physics, np.ndarray], np.ndarray]
+    infer_quantities: Callable[[Physics, np.ndarray], np.ndarray]
     rewards: Mapping[str, Callable[..., Any]]
-    unrecorded: frozenset[str] = frozenset()
+    not_relabelable: frozenset[str] = frozenset()
 
 
 def quantities_of_states(
-    body: VectorizedDomain, physics: Physics, qpos: np.ndarray, qvel: np.ndarray, observation_dim: int
+    domain: VectorizedDomain, physics: Physics, qpos: np.ndarray, qvel: np.ndarray, observation_dim: int
 ) -> np.ndarray:
     """
-    :param body: A body
-    :param physics: Its physics, left in the last of the states
-    :param qpos: Positions, ``(n, nq)``
-    :param qvel: Velocities, ``(n, nv)``
-    :param observation_dim: Width of its observations
-    :return: The quantities of these states, ``(n, n_quantities)``
+    Compute the reward quantities of MuJoCo states.
+
+    :param domain: domain of the physics
+    :param physics: physics to compute with; it is left in the last of the states
+    :param qpos: positions, ``(n, nq)``
+    :param qvel: velocities, ``(n, nv)``
+    :param observation_dim: dimension of the observations
+    :return: quantities, ``(n, n_quantities)``
     """
     model, data = physics.model.ptr, physics.data.ptr
-    read = body.reader(physics)
-    observation, quantities = np.empty(observation_dim), np.empty((len(qpos), body.n_quantities))
+    read = domain.reader(physics)
+    observation, quantities = np.empty(observation_dim), np.empty((len(qpos), domain.n_quantities))
     for row, position, velocity in zip(quantities, qpos, qvel, strict=True):
         data.qpos[:], data.qvel[:] = position, velocity
         mujoco.mj_step1(model, data)

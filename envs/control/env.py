@@ -1,4 +1,4 @@
-"""dm_control environments with flat observations, and the tasks of URLB made of them."""
+"""dm_control environments with flat observations, and the tasks of URLB."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .rendering import needs_opengl
 from .spaces import FlatObservations, ScaledActions
 
 MAKERS = {"walker": walker.make, "quadruped": quadruped.make, "hopper": hopper.make, "jaco": jaco.make}
-"""What makes dm_control's environment of a task, for each body. It has no time limit: Gymnasium has its own."""
+"""Factory of dm_control's environment of a task, for each domain. It has no time limit: Gymnasium adds its own."""
 
 
 class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     """
-    Any dm_control environment behind shimmy's bridge, for algorithms that want vectors: observations are one float32 vector,
-    in the order in which dm_control names their parts, and actions are scaled to [-1, 1].
+    Wrapper for the dm_control environments of shimmy, for algorithms that expect vectors: observations are concatenated to one
+    float32 vector, in dm_control's order, and actions are scaled to [-1, 1].
 
     ``ControlWrapper(gym.make("dm_control/cheetah-run-v0"))``
 
-    :param env: shimmy's environment
-    :raises ValueError: if it is none, or its observations are no numbers, or its actions have no bounds
+    :param env: environment of shimmy
+    :raises ValueError: for another environment, observations that are not numeric, or actions without bounds
     """
 
     def __init__(self, env: gym.Env[Any, np.ndarray]) -> None:
         super().__init__(env)
         if not isinstance(env.unwrapped, DmControlCompatibilityV0):
-            raise ValueError(f'ControlWrapper is for environments of shimmy such as "dm_control/cheetah-run-v0", got {env}.')
+            raise ValueError(f'ControlWrapper needs an environment of shimmy such as "dm_control/cheetah-run-v0", got {env}.')
         bridge = env.unwrapped
         if not isinstance(bridge.action_space, spaces.Box):
             raise ValueError(f"ControlWrapper needs continuous actions, got {bridge.action_space}.")
@@ -45,9 +45,9 @@ class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        Begin an episode.
+        Start an episode.
 
-        :param seed: seeds the initial states of this episode and those that follow
+        :param seed: seed of the initial states of this and the following episodes
         :param options: not used
         :return: observation, float32 ``(dim,)``, and an info
         """
@@ -57,8 +57,10 @@ class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
-        :param action: in [-1, 1], ``(n_actions,)``
-        :return: observation, reward, whether the episode terminated, whether it was truncated at its time limit, and an info
+        Step the environment.
+
+        :param action: action in [-1, 1], ``(n_actions,)``
+        :return: observation, float32 ``(dim,)``, reward, terminated, truncated and an info
         """
         parts: Any
         parts, reward, terminated, truncated, info = self.env.step(self.scaled(action))
@@ -66,7 +68,9 @@ class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
 
     def render(self) -> Any:
         """
-        :return: a picture, uint8 ``(height, width, 3)``, or None without a ``render_mode``
+        Render the environment.
+
+        :return: image, uint8 ``(height, width, 3)``, or None without a ``render_mode``
         :raises ImportError: if there is no OpenGL
         """
         with needs_opengl():
@@ -75,15 +79,15 @@ class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
 
 class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
     """
-    A task of URLB; ``gym.make("URLB/walker-flip-v0")`` makes one, with its time limit around it. A copy or a pickle of it is a
-    new environment of the task.
+    Task of URLB. ``gym.make("URLB/walker-flip-v0")`` makes one with its time limit. Copies and pickles are new environments of
+    the same task.
 
-    :param domain: the body, a key of :data:`MAKERS`
-    :param task: what it is rewarded for
+    :param domain: name of the domain, a key of :data:`MAKERS`
+    :param task: name of the task
     :param render_mode: ``"rgb_array"`` or None
-    :param width: of pictures
-    :param height: of pictures
-    :param camera_id: of pictures, a number or the name of a camera
+    :param width: width of images, in pixels
+    :param height: height of images, in pixels
+    :param camera_id: number or name of the camera
     :raises ValueError: for an unknown ``render_mode``
     """
 
@@ -102,11 +106,11 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}.")
         EzPickle.__init__(self, domain, task, render_mode, width=width, height=height, camera_id=camera_id)
-        pictures = {"width": width, "height": height, "camera_id": camera_id}
+        render_kwargs = {"width": width, "height": height, "camera_id": camera_id}
         self._dm_env: Any = MAKERS[domain](task)
         if domain in DOMAINS:
             self.task = RelabelingTask(domain, task)
-        self._env = ControlWrapper(DmControlCompatibilityV0(self._dm_env, render_mode, pictures))
+        self._env = ControlWrapper(DmControlCompatibilityV0(self._dm_env, render_mode, render_kwargs))
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
         self.render_mode = render_mode
@@ -115,14 +119,14 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
 
     @property
     def dm_env(self) -> Any:
-        """dm_control's environment, with ``physics`` and ``task``."""
+        """Environment of dm_control, with ``physics`` and ``task``."""
         return self._dm_env
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        Begin an episode.
+        Start an episode.
 
-        :param seed: seeds the initial states of this episode and those that follow
+        :param seed: seed of the initial states of this and the following episodes
         :param options: not used
         :return: observation, float32 ``(dim,)``, and an empty info
         """
@@ -131,24 +135,27 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
-        :param action: in [-1, 1], ``(n_actions,)``
-        :return: observation, reward, whether the episode terminated and whether it was truncated (never), and an
-            empty info
+        Step the environment.
+
+        :param action: action in [-1, 1], ``(n_actions,)``
+        :return: observation, float32 ``(dim,)``, reward, False, False (only the time limit ends episodes) and an empty info
         :raises PhysicsError: if the simulation becomes unstable
         """
-        # Past shimmy, whose conversions take a tenth of the time that the hopper takes.
+        # Not through shimmy: its conversions take a tenth of the time of a step of the hopper.
         step = self._dm_env.step(self._env.scaled(action))
         return self._env.flat(step.observation), float(step.reward or 0.0), False, False, {}
 
     def render(self) -> Any:
         """
-        :return: a picture, uint8 ``(height, width, 3)``, or None without a ``render_mode``
+        Render the environment.
+
+        :return: image, uint8 ``(height, width, 3)``, or None without a ``render_mode``
         :raises ImportError: if there is no OpenGL
         """
         return self._env.render()
 
     def close(self) -> None:
-        """Free what MuJoCo holds."""
+        """Free MuJoCo's resources."""
         if self._is_open:
             self._env.close()
         self._is_open = False

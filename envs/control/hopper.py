@@ -1,4 +1,4 @@
-"""The planar hopper: dm_control's hop, and URLB's hop_backward, flip and flip_backward."""
+"""Planar hopper: dm_control's hop, and URLB's hop_backward, flip and flip_backward."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from dm_control.utils.rewards import tolerance
 from .domain import Reader, VectorizedDomain, quantities_of_states
 
 STAND_HEIGHTS = (0.6, 2.0)
-"""Heights of the torso over the foot that count as standing, m."""
+"""Range of the height of the torso above the foot in which the hopper stands, m."""
 HOP_SPEED = 2.0
-"""Speed that is worth a full reward, m/s."""
+"""Speed at which the reward is 1, m/s."""
 FLIP_MOMENTUM = 5.0
-"""Angular momentum that is worth a full reward, kg m²/s."""
+"""Angular momentum at which the reward is 1, kg m²/s."""
 CONTROL_TIMESTEP = 0.02
 
 
 def hop_reward(height: Any, speed: Any) -> Any:
     """
-    :param height: Of the torso over the foot, m, a number or ``(n,)`` as all that follow
-    :param speed: Forward, m/s
-    :return: From 0 to 1
+    Compute the reward of hopping forward. All arguments are numbers or arrays of shape ``(n,)``.
+
+    :param height: height of the torso above the foot, m
+    :param speed: forward speed, m/s
+    :return: reward, from 0 to 1
     """
     hopping = tolerance(speed, bounds=(HOP_SPEED, np.inf), margin=HOP_SPEED / 2, value_at_margin=0.5, sigmoid="linear")
     return tolerance(height, STAND_HEIGHTS) * hopping
@@ -33,24 +35,28 @@ def hop_reward(height: Any, speed: Any) -> Any:
 
 def hop_backward_reward(height: Any, speed: Any) -> Any:
     """
-    :param height: Of the torso over the foot, m
-    :param speed: Forward, m/s
-    :return: From 0 to 1
+    Compute the reward of hopping backward.
+
+    :param height: height of the torso above the foot, m
+    :param speed: forward speed, m/s
+    :return: reward, from 0 to 1
     """
     return tolerance(height, STAND_HEIGHTS) * np.clip(-speed / HOP_SPEED, 0.0, 1.0)
 
 
 def flip_reward(height: Any, angular_momentum: Any) -> Any:
     """
-    :param height: Of the torso over the foot, m
-    :param angular_momentum: Of the body about the axis that it can turn about, kg m²/s; negative for flips backward
-    :return: From 0 to 1
+    Compute the reward of somersaults.
+
+    :param height: height of the torso above the foot, m
+    :param angular_momentum: angular momentum of the robot about the y axis, kg m²/s; negative for backward somersaults
+    :return: reward, from 0 to 1
     """
     return tolerance(height, STAND_HEIGHTS) * np.clip(angular_momentum / FLIP_MOMENTUM, 0.0, 1.0)
 
 
 class HopBackward(hopper.Hopper):
-    """Hop backward."""
+    """Task of hopping backward."""
 
     def __init__(self) -> None:
         super().__init__(hopping=True)
@@ -61,9 +67,9 @@ class HopBackward(hopper.Hopper):
 
 class Flip(hopper.Hopper):
     """
-    Turn somersaults.
+    Task of turning somersaults.
 
-    :param direction: 1 forward, -1 backward
+    :param direction: 1 for forward, -1 for backward
     """
 
     def __init__(self, direction: int) -> None:
@@ -76,7 +82,7 @@ class Flip(hopper.Hopper):
 
 
 def make(task: str) -> Environment:
-    """:param task: ``"hop"``, ``"hop_backward"``, ``"flip"`` or ``"flip_backward"``"""
+    """Make the environment of a task: ``"hop"``, ``"hop_backward"``, ``"flip"`` or ``"flip_backward"``."""
     if task == "hop":
         return hopper.SUITE[task](time_limit=np.inf)
     tasks = {"hop_backward": HopBackward, "flip": lambda: Flip(1), "flip_backward": lambda: Flip(-1)}
@@ -85,7 +91,7 @@ def make(task: str) -> Environment:
 
 
 def reader(physics: Physics) -> Reader:
-    """Quantities: height, speed, angular momentum."""
+    """Make the reader of the quantities height, speed and angular momentum."""
     model, data = physics.model, physics.data
     torso, foot = model.name2id("torso", "body"), model.name2id("foot", "body")
     speed = model.sensor_adr[model.name2id("torso_subtreelinvel", "sensor")]
@@ -102,19 +108,19 @@ def reader(physics: Physics) -> Reader:
     return read
 
 
-def recall(physics: Physics, observations: np.ndarray) -> np.ndarray:
-    """The observation holds the state, all but where the body is on the ground, which no task pays for."""
+def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
+    """Compute the quantities from observations. They hold the state except the horizontal position, which no reward needs."""
     n_positions, n_moving = physics.model.nq - 1, physics.model.nq - 1 + physics.model.nv
     qpos = np.zeros((len(observations), physics.model.nq))
     qpos[:, 1:] = observations[:, :n_positions]
-    return quantities_of_states(BODY, physics, qpos, observations[:, n_positions:n_moving], observations.shape[1])
+    return quantities_of_states(DOMAIN, physics, qpos, observations[:, n_positions:n_moving], observations.shape[1])
 
 
-BODY = VectorizedDomain(
+DOMAIN = VectorizedDomain(
     make,
     reader,
     n_quantities=3,
-    recall=recall,
+    infer_quantities=infer_quantities,
     rewards={
         "hop": lambda height, speed, momentum: hop_reward(height, speed),
         "hop_backward": lambda height, speed, momentum: hop_backward_reward(height, speed),
@@ -122,4 +128,4 @@ BODY = VectorizedDomain(
         "flip_backward": lambda height, speed, momentum: flip_reward(height, -momentum),
     },
 )
-"""The hopper."""
+"""Hopper and its tasks."""

@@ -1,4 +1,4 @@
-"""The Jaco arm: URLB's reaching for a brick in one of four corners, on dm_control's manipulation tasks."""
+"""Jaco arm: reach for a brick in one of four corners (URLB), built on dm_control's manipulation tasks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TARGETS = {
     "reach_bottom_left": (-0.09, -0.09),
     "reach_bottom_right": (0.09, -0.09),
 }
-"""Where the brick lies, m."""
+"""Position of the brick for each task, m."""
 BRICK_HEIGHT = 0.001
-"""So that it does not touch the table before it settles, m."""
+"""Height of the brick above the table at the start, to avoid contact before it settles, m."""
 
 
 def make(task: str) -> Environment:
-    """:param task: a key of :data:`TARGETS`"""
+    """Make the environment of a task: a key of :data:`TARGETS`."""
     settings = observations.PERFECT_FEATURES
     target = (*TARGETS[task], BRICK_HEIGHT)
     reach_target = reach.Reach(
@@ -36,5 +36,5 @@ def make(task: str) -> Environment:
 
 
 def _workspace(target: tuple[float, float, float]) -> object:
-    """Dm_control's own for a brick, whose place is one point."""
+    """dm_control's workspace for a brick, with a single target position."""
     return reach._DUPLO_WORKSPACE._replace(target_bbox=workspaces.BoundingBox(lower=target, upper=target))

@@ -1,4 +1,4 @@
-"""The quadruped: dm_control's walk and run, and URLB's stand and jump."""
+"""Quadruped: dm_control's walk and run, and URLB's stand and jump."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from dm_control.utils.rewards import tolerance
 from .domain import Reader, VectorizedDomain
 
 SPEEDS = {"walk": 0.5, "run": 5.0}
-"""Forward speeds that are worth a full reward, m/s."""
+"""Forward speed at which the reward of a task is 1, m/s."""
 JUMP_HEIGHT = 1.0
-"""Height of the center of mass that is worth a full reward, m."""
+"""Height of the center of mass at which the reward is 1, m."""
 CONTROL_TIMESTEP = 0.02
 FLOOR_SIZE = 20.0 * SPEEDS["walk"]
-"""As far as one gets in the 20 s of an episode, m."""
+"""Distance walked in the 20 s of an episode, m."""
 
 
 def stand_reward(upright: Any) -> Any:
     """
-    :param upright: Cosine of the angle between the torso and the vertical, a number or ``(n,)`` as all that follow
-    :return: From 0 to 1
+    Compute the reward of standing. All arguments are numbers or arrays of shape ``(n,)``.
+
+    :param upright: cosine of the angle between the torso and the vertical
+    :return: reward, from 0 to 1
     """
     return tolerance(upright, bounds=(1.0, np.inf), margin=2.0, value_at_margin=0.0, sigmoid="linear")
 
 
 def move_reward(upright: Any, speed: Any, target: float) -> Any:
     """
-    :param upright: Cosine of the angle between the torso and the vertical
-    :param speed: Forward, m/s
-    :param target: Speed that is worth a full reward
-    :return: From 0 to 1
+    Compute the reward of moving forward.
+
+    :param upright: cosine of the angle between the torso and the vertical
+    :param speed: forward speed, m/s
+    :param target: speed at which the reward is 1, m/s
+    :return: reward, from 0 to 1
     """
     moving = tolerance(speed, bounds=(target, np.inf), margin=target, value_at_margin=0.5, sigmoid="linear")
     return stand_reward(upright) * moving
@@ -43,16 +47,18 @@ def move_reward(upright: Any, speed: Any, target: float) -> Any:
 
 def jump_reward(upright: Any, height: Any) -> Any:
     """
-    :param upright: Cosine of the angle between the torso and the vertical
-    :param height: Of the center of mass, m
-    :return: From 0 to 1
+    Compute the reward of jumping.
+
+    :param upright: cosine of the angle between the torso and the vertical
+    :param height: height of the center of mass, m
+    :return: reward, from 0 to 1
     """
     high = tolerance(height, bounds=(JUMP_HEIGHT, np.inf), margin=JUMP_HEIGHT, value_at_margin=0.5, sigmoid="linear")
     return stand_reward(upright) * high
 
 
 class Stand(quadruped.Move):
-    """Keep upright."""
+    """Task of standing upright."""
 
     def __init__(self) -> None:
         super().__init__(desired_speed=0)
@@ -62,7 +68,7 @@ class Stand(quadruped.Move):
 
 
 class Jump(quadruped.Move):
-    """Get the center of mass up, upright."""
+    """Task of jumping: raise the center of mass while upright."""
 
     def __init__(self) -> None:
         super().__init__(desired_speed=0)
@@ -72,7 +78,7 @@ class Jump(quadruped.Move):
 
 
 def make(task: str) -> Environment:
-    """:param task: ``"stand"``, ``"walk"``, ``"run"`` or ``"jump"``"""
+    """Make the environment of a task: ``"stand"``, ``"walk"``, ``"run"`` or ``"jump"``."""
     if task in SPEEDS:
         return quadruped.SUITE[task](time_limit=np.inf)
     physics = quadruped.Physics.from_xml_string(quadruped.make_model(floor_size=FLOOR_SIZE), common.ASSETS)
@@ -80,7 +86,7 @@ def make(task: str) -> Environment:
 
 
 def reader(physics: Physics) -> Reader:
-    """Quantities: upright, speed, height of the center of mass."""
+    """Make the reader of the quantities uprightness, speed and height of the center of mass."""
     model, data = physics.model, physics.data
     torso = model.name2id("torso", "body")
     hinges = np.flatnonzero(model.jnt_type == enums.mjtJoint.mjJNT_HINGE)
@@ -106,31 +112,31 @@ def reader(physics: Physics) -> Reader:
 
 
 def _sensor_rows(physics: Physics, *types: int) -> np.ndarray:
-    """Where in ``sensordata`` the sensors of some types are, in the order of the model."""
+    """Indices in ``sensordata`` of the sensors of some types, in the order of the model."""
     model = physics.model
     found = np.flatnonzero(np.isin(model.sensor_type, types))
     return np.concatenate([model.sensor_adr[i] + np.arange(model.sensor_dim[i]) for i in found])
 
 
-def recall(physics: Physics, observations: np.ndarray) -> np.ndarray:
-    """The observation holds speed and uprightness, but does not say how high the body is."""
+def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
+    """Read the quantities off observations, which hold uprightness and speed, but not the height (NaN)."""
     hinges = np.count_nonzero(physics.model.jnt_type == enums.mjtJoint.mjJNT_HINGE)
     speed = 2 * hinges + physics.model.na
     upright = speed + 3
     return np.stack([observations[:, upright], observations[:, speed], np.full(len(observations), np.nan)], axis=1)
 
 
-BODY = VectorizedDomain(
+DOMAIN = VectorizedDomain(
     make,
     reader,
     n_quantities=3,
-    recall=recall,
+    infer_quantities=infer_quantities,
     rewards={
         "stand": lambda upright, speed, height: stand_reward(upright),
         "walk": lambda upright, speed, height: move_reward(upright, speed, SPEEDS["walk"]),
         "run": lambda upright, speed, height: move_reward(upright, speed, SPEEDS["run"]),
         "jump": lambda upright, speed, height: jump_reward(upright, height),
     },
-    unrecorded=frozenset({"jump"}),
+    not_relabelable=frozenset({"jump"}),
 )
-"""The quadruped."""
+"""Quadruped and its tasks."""

@@ -1,4 +1,4 @@
-"""What recorded transitions of a body are worth in a task: one exploration serves all tasks of its body."""
+"""Task rewards of recorded transitions: one exploration serves all tasks of its domain."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from . import hopper, quadruped, walker
 from .domain import VectorizedDomain
 from .spaces import FlatObservations
 
-DOMAINS: dict[str, VectorizedDomain] = {"walker": walker.BODY, "quadruped": quadruped.BODY, "hopper": hopper.BODY}
-"""The bodies of dm_control's suite."""
+DOMAINS: dict[str, VectorizedDomain] = {"walker": walker.DOMAIN, "quadruped": quadruped.DOMAIN, "hopper": hopper.DOMAIN}
+"""Vectorized domains, by name."""
 
 
 @dataclass(frozen=True)
 class RelabelingTask:
     """
-    A task that pays for recorded transitions what it would have paid for them.
+    Task that can compute the rewards of recorded transitions.
 
-    :param domain: The body, a key of :data:`DOMAINS`
-    :param name: What it is rewarded for
+    :param domain: name of the domain, a key of :data:`DOMAINS`
+    :param name: name of the task
     """
 
     domain: str
@@ -28,27 +28,28 @@ class RelabelingTask:
 
     def compute_rewards(self, observations: np.ndarray, actions: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
         """
-        The task pays for the state that a step leads to. What it pays for is computed from the observation of that state, with
-        MuJoCo where it is not part of it.
+        Compute the rewards of transitions. A reward depends on the state that a step leads to. Quantities that are not part of
+        its observation are computed with MuJoCo.
 
-        :param observations: Not used
-        :param actions: Not used
-        :param next_observations: ``(n, dim)``
-        :return: Rewards, ``(n,)``, exact but for the rounding of observations to single precision
-        :raises ValueError: if the observations have another shape, or do not say what the task pays for
+        :param observations: not used
+        :param actions: not used
+        :param next_observations: observations of the next states, ``(n, dim)``
+        :return: rewards, ``(n,)``, exact but for the rounding of observations to single precision
+        :raises ValueError: if the observations have another shape, or do not determine the reward
         """
-        body = DOMAINS[self.domain]
-        if self.name in body.unrecorded:
+        domain = DOMAINS[self.domain]
+        if self.name in domain.not_relabelable:
             raise ValueError(
-                f"The observations of the {self.domain} do not say what {self.name!r} pays for, so recorded transitions have "
-                "no known reward; learn from new ones only."
+                f"The observations of the {self.domain} do not determine the reward of {self.name!r}, so recorded transitions "
+                "cannot be relabeled; learn from new transitions only."
             )
-        env = body.make(self.name)
+        env = domain.make(self.name)
         dim = FlatObservations(env.observation_spec()).dim
         next_observations = np.asarray(next_observations, dtype=np.float64)
         if next_observations.shape[1:] != (dim,):
             raise ValueError(
                 f"Observations of the {self.domain} have the shape (n, {dim}), got {next_observations.shape}: were they "
-                "recorded with another body?"
+                "recorded in another domain?"
             )
-        return np.asarray(body.rewards[self.name](*body.recall(env.physics, next_observations).T), dtype=np.float64)
+        quantities = domain.infer_quantities(env.physics, next_observations)  # (n, n_quantities)
+        return np.asarray(domain.rewards[self.name](*quantities.T), dtype=np.float64)

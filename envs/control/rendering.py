@@ -1,4 +1,4 @@
-"""What goes wrong when pictures are rendered, in a sentence."""
+"""Error message for rendering without OpenGL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_OPENGL = (
 
 @contextmanager
 def needs_opengl() -> Iterator[None]:
-    """:raises ImportError: if what is rendered inside needs OpenGL and there is none"""
+    """Raise an ImportError if the body of the ``with`` statement needs OpenGL and there is none."""
     try:
         yield
     except (RuntimeError, ImportError, AttributeError, mujoco.FatalError) as error:

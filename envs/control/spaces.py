@@ -1,4 +1,4 @@
-"""Spaces of dm_control environments as algorithms like them: one vector of observations, actions in [-1, 1]."""
+"""Spaces of dm_control environments for RL algorithms: flat observations, actions in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gymnasium import spaces
 
 class FlatObservations:
     """
-    Lays the parts of an observation one after another, in the order in which dm_control names them.
+    Concatenation of the parts of an observation, in dm_control's order.
 
     :param spec: dm_control's specification of the parts
-    :raises ValueError: if a part is a picture, or is not made of numbers
+    :raises ValueError: if a part is an image, or not numeric
     """
 
     def __init__(self, spec: Mapping[str, specs.Array]) -> None:
@@ -22,18 +22,23 @@ class FlatObservations:
         self.dim = 0
         for name, part in spec.items():
             if not np.issubdtype(part.dtype, np.number) or part.dtype == np.uint8:
-                raise ValueError(f"Observations must be numbers, and no pictures, but {name!r} is {part}.")
+                raise ValueError(f"Observations must be numeric and no images, but {name!r} is {part}.")
             size = int(np.prod(part.shape))
             self._slices[name] = slice(self.dim, self.dim + size)
             self.dim += size
 
     @property
     def space(self) -> spaces.Box:
-        """Float32 ``(dim,)``, without bounds."""
+        """Unbounded float32 space of shape ``(dim,)``."""
         return spaces.Box(-np.inf, np.inf, (self.dim,), np.float32)
 
     def __call__(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """:return: float32 ``(dim,)``"""
+        """
+        Flatten an observation.
+
+        :param parts: parts of the observation, by name
+        :return: flat observation, float32 ``(dim,)``
+        """
         flat = np.empty(self.dim, dtype=np.float32)
         for name, where in self._slices.items():
             part = parts[name]
@@ -43,10 +48,10 @@ class FlatObservations:
 
 class ScaledActions:
     """
-    Maps actions in [-1, 1] to those of dm_control.
+    Linear map from actions in [-1, 1] to those of dm_control.
 
-    :param low: of dm_control's actions, ``(n_actions,)``
-    :param high: the same
+    :param low: lower bounds of dm_control's actions, ``(n_actions,)``
+    :param high: upper bounds of dm_control's actions, ``(n_actions,)``
     :raises ValueError: if the bounds are not finite
     """
 
@@ -60,8 +65,10 @@ class ScaledActions:
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """
-        :param actions: in [-1, 1], ``(..., n_actions)``
-        :return: within dm_control's bounds, float64
+        Scale actions.
+
+        :param actions: actions in [-1, 1], ``(..., n_actions)``
+        :return: actions within dm_control's bounds, float64 ``(..., n_actions)``
         """
         actions = np.asarray(actions, dtype=np.float64)
         return self._center + self._half_range * actions if self._is_scaled else actions

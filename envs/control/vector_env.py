@@ -1,4 +1,4 @@
-"""Many bodies of dm_control's suite, stepped in one process without what dm_control does around each of them."""
+"""Vectorized dm_control suite: many simulations in one process, without the Python overhead of dm_control."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .spaces import FlatObservations, ScaledActions
 
 class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """
-    ``num_envs`` copies of a URLB task; ``gym.make_vec("URLB/walker-walk-v0", num_envs=8)`` makes this.
+    Vectorized URLB task, as made by ``gym.make_vec("URLB/walker-walk-v0", num_envs=8)``.
 
-    dm_control begins the episodes. In between, MuJoCo is stepped directly, observations are read off its arrays, and rewards
-    are computed for all copies at once. Sub-env ``i`` does what ``gym.make`` of the task does with the seed ``seed + i``, up
-    to the last bit.
+    dm_control resets the sub-envs. In between, MuJoCo is stepped directly, observations are read off its arrays, and rewards
+    are computed for all sub-envs at once. Sub-env ``i`` equals the environment of ``gym.make`` with the seed ``seed + i``, bit
+    by bit.
 
-    :param num_envs: number of copies
-    :param max_episode_steps: episodes are truncated after this many steps
-    :param domain: the body, a key of :data:`~sb3_exdm.envs.control.hindsight.DOMAINS`
-    :param task: what it is rewarded for
-    :param autoreset_mode: what happens to a sub-env whose episode ended, see Gymnasium
-    :param render_mode: ``"rgb_array"`` (one picture a sub-env) or None
-    :param width: of pictures
-    :param height: of pictures
-    :param camera_id: of pictures, a number or the name of a camera
-    :raises ValueError: if an argument is none of these
+    :param num_envs: number of sub-envs
+    :param max_episode_steps: number of steps after which an episode is truncated
+    :param domain: name of the domain, a key of :data:`~sb3_exdm.envs.control.relabel.DOMAINS`
+    :param task: name of the task
+    :param autoreset_mode: autoreset mode of Gymnasium, for sub-envs whose episode ended
+    :param render_mode: ``"rgb_array"`` (one image per sub-env) or None
+    :param width: width of images, in pixels
+    :param height: height of images, in pixels
+    :param camera_id: number or name of the camera
+    :raises ValueError: if an argument is out of range or unknown
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so, and every env makes its own copy
@@ -61,16 +61,16 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}.")
         if domain not in DOMAINS:
-            raise ValueError(f"{domain!r} cannot be stepped together; choose one of {', '.join(DOMAINS)}.")
-        body = DOMAINS[domain]
+            raise ValueError(f"The domain {domain!r} is not vectorized; choose one of {', '.join(DOMAINS)}.")
+        vectorized = DOMAINS[domain]
         self.task = RelabelingTask(domain, task)
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.render_mode = render_mode
-        self._pictures = {"width": width, "height": height, "camera_id": camera_id}
+        self._render_kwargs = {"width": width, "height": height, "camera_id": camera_id}
 
-        self._envs = [body.make(task) for _ in range(num_envs)]
+        self._envs = [vectorized.make(task) for _ in range(num_envs)]
         first = self._envs[0]
         self.metadata = {
             **self.metadata,
@@ -78,8 +78,8 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "render_fps": round(1 / first.control_timestep()),
         }
         self._n_substeps = round(first.control_timestep() / first.physics.timestep())
-        self._reward = body.rewards[task]
-        self._readers = [body.reader(env.physics) for env in self._envs]
+        self._reward = vectorized.rewards[task]
+        self._readers = [vectorized.reader(env.physics) for env in self._envs]
         self._pointers = [(env.physics.model.ptr, env.physics.data.ptr) for env in self._envs]
         self._controls = [env.physics.data.ctrl for env in self._envs]
         self._warnings = [env.physics.data.warning.number for env in self._envs]
@@ -92,7 +92,7 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._observations = np.zeros((num_envs, *self.single_observation_space.shape), dtype=np.float32)
-        self._quantities = np.zeros((num_envs, body.n_quantities))
+        self._quantities = np.zeros((num_envs, vectorized.n_quantities))
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._finished = np.zeros(num_envs, dtype=bool)  # episodes that ended and are not reset yet
         self._has_begun = False
@@ -101,12 +101,12 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        Begin an episode in every sub-env, or in some of them.
+        Start an episode in all sub-envs, or in some of them.
 
-        :param seed: sub-env ``i`` is seeded with ``seed + i``, or with the ``i``-th of a list
-        :param options: ``"reset_mask"``: bool ``(num_envs,)``, resets only these
+        :param seed: seed, ``seed + i`` for sub-env ``i``, or a list with one seed or None per sub-env
+        :param options: ``{"reset_mask": mask}`` resets only some sub-envs, mask bool ``(num_envs,)``
         :return: observations, float32 ``(num_envs, dim)``, and an empty info
-        :raises ValueError: if the mask is not as described
+        :raises ValueError: if the mask has another shape or type, or is False everywhere
         """
         mask = np.ones(self.num_envs, dtype=bool) if not options else np.asarray(options.get("reset_mask", True))
         mask = np.broadcast_to(mask, self.num_envs) if mask.ndim == 0 else mask
@@ -119,18 +119,20 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError(f"Expected {self.num_envs} seeds, got {len(seeds)}.")
         for env, own_seed, is_reset in zip(self._envs, seeds, mask.tolist(), strict=True):
             if is_reset and own_seed is not None:
-                env.task._random = np.random.RandomState(own_seed)  # as shimmy does
-        self._begin(np.flatnonzero(mask))
+                env.task._random = np.random.RandomState(own_seed)  # as in shimmy
+        self._start_episodes(np.flatnonzero(mask))
         self._has_begun = True
         return self._observations.copy(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
-        :param actions: in [-1, 1], ``(num_envs, n_actions)``
+        Step all sub-envs.
+
+        :param actions: actions in [-1, 1], ``(num_envs, n_actions)``
         :return: observations ``(num_envs, dim)``, rewards, terminations (always False), truncations ``(num_envs,)``, and
-            infos, in the mode ``SAME_STEP`` with the ends of episodes in ``infos["final_obs"]``
+            infos, in the mode ``SAME_STEP`` with the last observations of episodes in ``infos["final_obs"]``
         :raises ValueError: if the actions have another shape or are not finite
-        :raises PhysicsError: if a simulation becomes unstable, as dm_control does
+        :raises PhysicsError: if a simulation becomes unstable, as in dm_control
         """
         if not self._has_begun:
             raise ResetNeeded("Call reset before step.")
@@ -145,7 +147,7 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._elapsed += 1
         rewards = np.array(self._reward(*self._quantities.T), dtype=np.float64)
         if restarted.size:  # this step only resets them
-            self._begin(restarted)
+            self._start_episodes(restarted)
             rewards[restarted] = 0.0
         truncations = self._elapsed >= self.max_episode_steps
         self._finished = truncations.copy()
@@ -155,11 +157,11 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observations.copy(), rewards, np.zeros(self.num_envs, dtype=bool), truncations, infos
 
     def _advance(self, actions: np.ndarray) -> None:
-        """One control step of every physics whose episode goes on."""
+        """Take a control step in every sub-env whose episode has not ended."""
         for i in np.flatnonzero(~self._finished).tolist():
             model, data = self._pointers[i]
             self._controls[i][:] = actions[i]
-            # dm_control's order: what observations are read off belongs to the state after the step.
+            # dm_control's order: observations belong to the state after the step.
             mujoco.mj_step2(model, data)
             if self._n_substeps > 1:
                 mujoco.mj_step(model, data, self._n_substeps - 1)
@@ -169,8 +171,8 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if unstable:
             raise PhysicsError(f"The simulation of sub-env {unstable[0]} became unstable.")
 
-    def _begin(self, indices: np.ndarray) -> None:
-        """Begin an episode in some sub-envs, with dm_control."""
+    def _start_episodes(self, indices: np.ndarray) -> None:
+        """Reset some sub-envs with dm_control."""
         for i in indices.tolist():
             self._envs[i].reset()
             self._readers[i](self._observations[i], self._quantities[i])
@@ -178,25 +180,27 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._finished[indices] = False
 
     def _reset_in_same_step(self, ended: np.ndarray) -> dict[str, Any]:
-        """Reset the finished sub-envs, and keep the end of their episodes in the infos."""
+        """Reset the sub-envs whose episode ended; return infos with their last observations."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         final_obs[ended] = np.fromiter(self._observations[ended], dtype=object, count=ended.size)
         has_ended = self._finished.copy()
-        self._begin(ended)
+        self._start_episodes(ended)
         return {"final_obs": final_obs, "_final_obs": has_ended, "final_info": {}, "_final_info": has_ended}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """
-        :return: a picture a sub-env, uint8 ``(height, width, 3)``, or None without a ``render_mode``
+        Render all sub-envs.
+
+        :return: one image per sub-env, uint8 ``(height, width, 3)``, or None without a ``render_mode``
         :raises ImportError: if there is no OpenGL
         """
         if self.render_mode is None:
-            gym.logger.warn('no render_mode was given; ask for pictures with gym.make_vec(..., render_mode="rgb_array")')
+            gym.logger.warn('There is no render_mode; pass gym.make_vec(..., render_mode="rgb_array") for images.')
             return None
         with needs_opengl():
-            return tuple(env.physics.render(**self._pictures) for env in self._envs)
+            return tuple(env.physics.render(**self._render_kwargs) for env in self._envs)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Free what OpenGL holds."""
+        """Free MuJoCo's and OpenGL's resources."""
         for env in self._envs:
             env.physics.free()

@@ -1,4 +1,4 @@
-"""The packages that dm_control tasks need, checked before any of them is imported."""
+"""Versions of the packages that dm_control tasks need, checked before any of them is imported."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import sys
 from importlib import import_module, metadata
 
 NEEDED: dict[str, tuple[str, str]] = {"dm_control": ("1.0.50", "2"), "mujoco": ("3.17", "4"), "shimmy": ("2.0", "3")}
-"""The first version that works and the first that does not any more: mujoco 4 breaks dm_control, and so do older ones."""
+"""First supported and first unsupported version. dm_control 1.0.50 fails with mujoco 4, and with versions before 3.17."""
 
 
 def check_versions() -> None:
-    """:raises ImportError: if a package is missing, or of a version that does not work with the others"""
+    """
+    Check that the packages of the extra ``dmc`` are installed, in supported versions.
+
+    :raises ImportError: if one is missing or its version is not supported
+    """
     for package, (first, too_new) in NEEDED.items():
         try:
             version = metadata.version(package)
@@ -29,8 +33,8 @@ def check_versions() -> None:
 
 def choose_renderer() -> None:
     """
-    Render through EGL where there is no screen and nothing was chosen; MuJoCo would try to open a window. Without EGL nothing
-    is rendered. Has to be called before dm_control is imported.
+    Select EGL where there is no screen and ``MUJOCO_GL`` is not set, because MuJoCo would try to open a window. Rendering is
+    disabled where EGL is missing. Must be called before dm_control is imported.
     """
     if sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & os.environ.keys():
         return
@@ -38,7 +42,7 @@ def choose_renderer() -> None:
     try:
         import_module("mujoco")
         import_module("dm_control._render")
-    except Exception:  # of another kind for each thing that can be missing
+    except Exception:  # each missing library raises another type
         os.environ["MUJOCO_GL"] = "disabled"
 
 

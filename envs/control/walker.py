@@ -1,4 +1,4 @@
-"""The planar walker: dm_control's stand, walk and run, and URLB's flip."""
+"""Planar walker: dm_control's stand, walk and run, and URLB's flip."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dm_control.utils.rewards import tolerance
 from .domain import Reader, VectorizedDomain, quantities_of_states
 
 STAND_HEIGHT = 1.2
-"""Height of the torso that counts as standing, m."""
+"""Height of the torso from which the walker stands, m."""
 SPEEDS = {"walk": 1.0, "run": 8.0}
-"""Forward speeds that are worth a full reward, m/s."""
+"""Forward speed at which the reward of a task is 1, m/s."""
 FLIP_MOMENTUM = 5.0
-"""Angular momentum that is worth a full reward, kg m²/s."""
+"""Angular momentum at which the reward is 1, kg m²/s."""
 CONTROL_TIMESTEP = 0.025
 
 
 def standing(height: Any) -> Any:
     """
-    dm_control's ``tolerance`` of the height. It squares a number with the power function of C, but an array by multiplication,
-    which differ in the last bit now and then; here the power function is used for both.
+    Compute dm_control's ``tolerance`` of the height. dm_control squares numbers with C's power function, numpy squares arrays
+    by multiplication, and the results may differ in the last bit. The power function is used for both here.
 
-    :param height: Of the torso, m, a number or ``(n,)`` as all that follow
-    :return: From 0 to 1
+    :param height: height of the torso, m, a number or ``(n,)``
+    :return: tolerance, from 0 to 1
     """
     missing = np.maximum((STAND_HEIGHT - height) / (STAND_HEIGHT / 2), 0.0) * np.sqrt(-2 * np.log(0.1))
     squares = np.reshape([value**2 for value in np.ravel(missing).tolist()], np.shape(missing))
@@ -38,20 +38,24 @@ def standing(height: Any) -> Any:
 
 def stand_reward(height: Any, upright: Any) -> Any:
     """
-    :param height: Of the torso, m
-    :param upright: Cosine of the angle between the torso and the vertical
-    :return: From 0 to 1
+    Compute the reward of standing. All arguments are numbers or arrays of shape ``(n,)``.
+
+    :param height: height of the torso, m
+    :param upright: cosine of the angle between the torso and the vertical
+    :return: reward, from 0 to 1
     """
     return (3 * standing(height) + (1 + upright) / 2) / 4
 
 
 def move_reward(height: Any, upright: Any, speed: Any, target: float) -> Any:
     """
-    :param height: Of the torso, m
-    :param upright: Cosine of the angle between the torso and the vertical
-    :param speed: Forward, m/s
-    :param target: Speed that is worth a full reward
-    :return: From 0 to 1
+    Compute the reward of moving forward.
+
+    :param height: height of the torso, m
+    :param upright: cosine of the angle between the torso and the vertical
+    :param speed: forward speed, m/s
+    :param target: speed at which the reward is 1, m/s
+    :return: reward, from 0 to 1
     """
     moving = tolerance(speed, bounds=(target, np.inf), margin=target / 2, value_at_margin=0.5, sigmoid="linear")
     return stand_reward(height, upright) * (5 * moving + 1) / 6
@@ -59,17 +63,19 @@ def move_reward(height: Any, upright: Any, speed: Any, target: float) -> Any:
 
 def flip_reward(height: Any, upright: Any, angular_momentum: Any) -> Any:
     """
-    :param height: Of the torso, m
-    :param upright: Cosine of the angle between the torso and the vertical
-    :param angular_momentum: Of the body about the axis that it can turn about, kg m²/s
-    :return: From 0 to 1
+    Compute the reward of forward somersaults.
+
+    :param height: height of the torso, m
+    :param upright: cosine of the angle between the torso and the vertical
+    :param angular_momentum: angular momentum of the robot about the y axis, kg m²/s
+    :return: reward, from 0 to 1
     """
     turning = np.clip(angular_momentum / FLIP_MOMENTUM, 0.0, 1.0)
     return stand_reward(height, upright) * (5 * turning + 1) / 6
 
 
 class Flip(walker.PlanarWalker):
-    """Turn somersaults forward."""
+    """Task of turning somersaults forward."""
 
     def __init__(self) -> None:
         super().__init__(move_speed=0)
@@ -80,7 +86,7 @@ class Flip(walker.PlanarWalker):
 
 
 def make(task: str) -> Environment:
-    """:param task: ``"stand"``, ``"walk"``, ``"run"`` or ``"flip"``"""
+    """Make the environment of a task: ``"stand"``, ``"walk"``, ``"run"`` or ``"flip"``."""
     if task != "flip":
         return walker.SUITE[task](time_limit=np.inf)
     physics = walker.Physics.from_xml_string(*walker.get_model_and_assets())
@@ -88,7 +94,7 @@ def make(task: str) -> Environment:
 
 
 def reader(physics: Physics) -> Reader:
-    """Quantities: height, upright, speed, angular momentum."""
+    """Make the reader of the quantities height, uprightness, speed and angular momentum."""
     model, data = physics.model, physics.data
     torso = model.name2id("torso", "body")
     speed = model.sensor_adr[model.name2id("torso_subtreelinvel", "sensor")]
@@ -104,35 +110,35 @@ def reader(physics: Physics) -> Reader:
     return read
 
 
-def recall(physics: Physics, observations: np.ndarray) -> np.ndarray:
+def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
     """
-    The observation says which way every part of the body points, how high it is and how it moves: all but where it is on the
-    ground, which no task pays for.
+    Compute the quantities from observations. They determine the state except the horizontal position, which no reward needs:
+    the joint angles follow from the orientations of the links.
     """
     model, data = physics.model, physics.data
     data.qpos[:] = 0.0
     mujoco.mj_kinematics(model.ptr, data.ptr)
     hinges = {int(model.jnt_bodyid[i]): i for i in range(model.njnt) if model.jnt_type[i] == enums.mjtJoint.mjJNT_HINGE}
-    n_parts = model.nbody - 1
+    n_links = model.nbody - 1
     torso, rootz = model.name2id("torso", "body"), model.name2id("rootz", "joint")
     at_rest = np.arctan2(data.xmat[:, 2], data.xmat[:, 0])  # the angle about y
     pitch = np.zeros((len(observations), model.nbody))
-    pitch[:, 1:] = np.arctan2(observations[:, 1 : 2 * n_parts : 2], observations[:, 0 : 2 * n_parts : 2])
+    pitch[:, 1:] = np.arctan2(observations[:, 1 : 2 * n_links : 2], observations[:, 0 : 2 * n_links : 2])
     qpos = np.zeros((len(observations), model.nq))
-    for part, joint in hinges.items():
-        parent = model.body_parentid[part]
-        turned = (pitch[:, part] - pitch[:, parent]) - (at_rest[part] - at_rest[parent])
+    for link, joint in hinges.items():
+        parent = model.body_parentid[link]
+        turned = (pitch[:, link] - pitch[:, parent]) - (at_rest[link] - at_rest[parent])
         wrapped = (turned + np.pi) % (2 * np.pi) - np.pi
         qpos[:, model.jnt_qposadr[joint]] = model.jnt_axis[joint, 1] * wrapped
-    qpos[:, model.jnt_qposadr[rootz]] = observations[:, 2 * n_parts] - data.xpos[torso, 2]
-    return quantities_of_states(BODY, physics, qpos, observations[:, 2 * n_parts + 1 :], observations.shape[1])
+    qpos[:, model.jnt_qposadr[rootz]] = observations[:, 2 * n_links] - data.xpos[torso, 2]
+    return quantities_of_states(DOMAIN, physics, qpos, observations[:, 2 * n_links + 1 :], observations.shape[1])
 
 
-BODY = VectorizedDomain(
+DOMAIN = VectorizedDomain(
     make,
     reader,
     n_quantities=4,
-    recall=recall,
+    infer_quantities=infer_quantities,
     rewards={
         "stand": lambda height, upright, speed, momentum: stand_reward(height, upright),
         "walk": lambda height, upright, speed, momentum: move_reward(height, upright, speed, SPEEDS["walk"]),
@@ -140,4 +146,4 @@ BODY = VectorizedDomain(
         "flip": lambda height, upright, speed, momentum: flip_reward(height, upright, momentum),
     },
 )
-"""The walker."""
+"""Walker and its tasks."""

@@ -1,4 +1,4 @@
-"""The seven mazes of the paper: geometry, physics and task, as one env, as a vector env and for Stable-Baselines3."""
+"""Seven mazes of the paper: geometry, physics and task; as an env, as a vector env, and as a VecEnv of Stable-Baselines3."""
 
 from .dynamics import ACTION_LIMIT, PointMassDynamics
 from .env import Maze2dEnv

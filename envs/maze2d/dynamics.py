@@ -1,14 +1,13 @@
 """
-The physics of the mazes: a point that is displaced by the action, stopped by walls and slides along them.
+Physics of the mazes: a point mass that is displaced by the action, stopped by walls, and slides along them.
 
-A move ``(dx, dy)`` with ``|dx|, |dy| < 1`` crosses at most one vertical and one horizontal grid line. Whether these are
-walls depends on the cell it starts in, on the neighbor it heads for (9 cases) and, for a diagonal neighbor, on which
-line comes first. All of that is known when the layout is: one table holds the answer, and both the vectorized and the
-scalar form of a move only look it up.
+A move ``(dx, dy)`` with ``|dx|, |dy| < 1`` crosses at most one vertical and one horizontal grid line. Which of them are walls
+depends on the start cell, on the target cell (9 cases) and, for a diagonal neighbor, on which line is crossed first. The
+outcomes are computed once per layout and stored in a table, which the vectorized and the scalar form of a move share.
 
-The position's own cell, ``floor(p + 0.5)``, decides what is crossed, and every coordinate ends strictly inside a cell: a
-blocked one in that where it was blocked, and one that lands exactly on a grid line just above it. A point therefore never
-changes cells other than through an open side, and never lies on a wall, whatever rounding does.
+Cells are computed as ``floor(p + 0.5)``, and every coordinate ends strictly inside a cell: a blocked one in the cell where it
+was blocked, and one that lands exactly on a grid line just above it. So a point changes cells only through open sides and
+never lies on a wall, whatever the rounding.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ ACTION_LIMIT = 0.95
 """Largest displacement along an axis."""
 
 MAX_PUSH_BACK = 0.01
-"""A contact pushes the point back from the wall by up to this much, uniformly."""
+"""Largest push-back from a wall at a contact; push-backs are uniform."""
 
-# The least push is not 0 but something that survives rounding, so that no point comes to lie on a wall.
+# The smallest push-back survives rounding, so no point lies on a wall.
 MIN_PUSH_BACK = 1e-9
 _PUSH_BACK_SPAN = MAX_PUSH_BACK - MIN_PUSH_BACK
 
-# Outcome of a move: what happens if the vertical line is crossed first (low bits) or the horizontal one (high bits).
+# Outcome of a move: blocked coordinates if the vertical line is crossed first (low bits) or the horizontal one (high bits).
 BLOCKED_X = 1
 BLOCKED_Y = 2
 _Y_FIRST_SHIFT = 2
@@ -47,13 +46,13 @@ _IS_BLOCKED = np.array(
 
 class PointMassDynamics:
     """
-    Moves points through a maze, many at once or one by one, by the same rules and with the same random numbers.
+    Motion of points in a maze, vectorized (``move``) or one by one (``move_one``).
 
-    A wall stops the motion across it; the rest of the move slides along. As a move crosses at most two grid lines, it
-    has at most two contacts. For ``n`` points in a row, ``move`` draws from the generator what ``n`` calls of
-    ``move_one`` would, so the two forms agree bit by bit.
+    A wall stops the motion across it; the point slides along the wall for the rest of the move. A move crosses at most two
+    grid lines and so has at most two contacts. ``move`` of ``n`` points draws the same random numbers as ``n`` calls of
+    ``move_one``, so the two forms agree bit by bit.
 
-    :param layout: The maze
+    :param layout: geometry of the maze
     """
 
     def __init__(self, layout: MazeLayout) -> None:
@@ -74,12 +73,12 @@ class PointMassDynamics:
 
     def move(self, positions: np.ndarray, displacements: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """
-        Move ``n`` points, each in the maze of its own.
+        Move ``n`` points, each in its own copy of the maze.
 
-        :param positions: Positions in the maze, float64 (n, 2)
-        :param displacements: Displacements, float64 (n, 2), each within ``±0.95``
-        :param rng: Source of the push-backs; two numbers are drawn for every point that may meet a wall
-        :return: New positions, float64 (n, 2)
+        :param positions: positions in the maze, float64 (n, 2)
+        :param displacements: displacements, float64 (n, 2), each within ``±0.95``
+        :param rng: generator of the push-backs; two numbers are drawn for every point that may hit a wall
+        :return: new positions, float64 (n, 2)
         """
         targets = positions + displacements
         cells = np.floor(positions + 0.5)
@@ -88,12 +87,12 @@ class PointMassDynamics:
         on_line = shifted == next_cells
         if np.count_nonzero(on_line):
             targets[on_line] = np.nextafter(next_cells[on_line] - 0.5, np.inf)
-        # Whole numbers, (n,). Of numpy's ways to say the same, the ones below are the fastest for a handful of points.
+        # Integers, (n,). These numpy functions are the fastest for a handful of points.
         keys = cells.dot(self._cell_weights) + next_cells.dot(self._next_weights) + self._offset
         outcomes = self._outcomes.take(keys.astype(np.intp))
         rows = outcomes.nonzero()[0]
         if rows.size:
-            # Only the m points that may meet a wall from here on.
+            # Only the m points that may hit a wall from here on.
             cells, next_cells = cells.take(rows, axis=0), next_cells.take(rows, axis=0)  # (m, 2)
             lines = (cells + next_cells) * 0.5
             # x is crossed first if |line_x - x| / |dx| <= |line_y - y| / |dy|, multiplied out.
@@ -106,14 +105,14 @@ class PointMassDynamics:
 
     def move_one(self, x: float, y: float, dx: float, dy: float, rng: np.random.Generator) -> tuple[float, float]:
         """
-        Move one point: ``move`` in plain Python, which is faster for a single row.
+        Move one point: ``move`` in plain Python, which is faster for a single point.
 
-        :param x: Position in the maze
-        :param y: Position in the maze
-        :param dx: Displacement within ``±0.95``
-        :param dy: Displacement within ``±0.95``
-        :param rng: Source of the push-backs; two numbers are drawn if the point may meet a wall
-        :return: The new position
+        :param x: first coordinate of the position
+        :param y: second coordinate of the position
+        :param dx: displacement along x, within ``±0.95``
+        :param dy: displacement along y, within ``±0.95``
+        :param rng: generator of the push-backs; two numbers are drawn if the point may hit a wall
+        :return: new position
         """
         target_x, target_y = x + dx, y + dy
         i, j = floor(x + 0.5), floor(y + 0.5)
@@ -137,14 +136,14 @@ class PointMassDynamics:
 
 
 def _outcome(layout: MazeLayout, cell: Cell, step: tuple[int, int]) -> int:
-    """Which coordinates of a move from ``cell`` to the neighbor ``cell + step`` are blocked, for both orders."""
+    """Coordinates of a move from ``cell`` to the neighbor ``cell + step`` that are blocked, for both orders of crossing."""
     (i, j), (di, dj) = cell, step
 
     def blocked(here: Cell, there: Cell) -> bool:
-        # A square that is not a cell of the maze is never entered, even where no wall is drawn.
+        # Squares that are no cells are never entered, even without a wall.
         return here != there and (layout.has_wall(here, there) or not layout.has_cell(there))
 
-    # The second line is met in the cell that the first one let the point into.
+    # The second line is crossed from the cell that the point is in after the first one.
     x_first = BLOCKED_X * blocked((i, j), (i + di, j))
     column = i if x_first else i + di
     x_first |= BLOCKED_Y * blocked((column, j), (column, j + dj))

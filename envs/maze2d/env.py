@@ -1,4 +1,4 @@
-"""One maze as a Gymnasium env."""
+"""Gymnasium env of a maze."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from .task import GOAL_RADIUS, GoalTask, RewardType
 
 class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
     """
-    A point in a maze of unit cells, after the toy mazes of sibling rivalry (Trott et al., 2019, arXiv 1911.01417) as
-    used by EDL (Campos et al., 2020, arXiv 2002.03647) and ExDM (arXiv 2502.07279).
+    Point mass in a maze of unit cells, after the toy mazes of sibling rivalry (Trott et al., 2019, arXiv 1911.01417) as used
+    by EDL (Campos et al., 2020, arXiv 2002.03647) and ExDM (arXiv 2502.07279).
 
-    - Observation: the position, float64 (2,), within the bounding box of the walls.
-    - Action: the displacement, each component clipped to ``±0.95``. A wall stops the motion across it, the rest of the
-      move slides along, and a contact pushes the point back from the wall by U(0, 0.01).
+    - Observation: position, float64 (2,), within the bounding box of the walls.
+    - Action: displacement, each component clipped to ``±0.95``. A wall stops the motion across it, the point slides along it
+      for the rest of the move, and a contact pushes the point back from the wall by U(0, 0.01).
     - Start: uniform in the start cell, at least 0.05 from every wall, or ``reset(options={"position": (x, y)})``.
-    - Reward: the goal's, see below; ``info["is_success"]`` says after every step whether the point is at the goal.
-    - Episodes have no end of their own; ``gym.make`` truncates them after 50 steps.
+    - Reward: see ``reward_type``; ``info["is_success"]`` is True if the point is at the goal.
+    - Episodes are truncated by ``gym.make`` after 50 steps.
 
-    For hindsight relabeling there are ``task.compute_reward(achieved_goal, desired_goal, info)`` and
-    ``task.compute_terminated``. They are no methods of the env, because SB3 takes that for the sign of an env with Dict
-    observations.
+    Recorded transitions are relabeled with ``task.compute_reward(achieved_goal, desired_goal, info)`` and
+    ``task.compute_terminated``. They are not methods of the env, because SB3's checker would expect Dict observations then.
 
-    :param layout: The maze, or its name
+    :param layout: geometry of the maze, or its name
     :param reward_type: ``"sparse"`` (1 within ``goal_radius`` of the goal, else 0) or ``"dense"`` (minus the distance)
-    :param goal_cell: Cell ``(i, j)`` of the goal; ``"farthest"`` for the one at the greatest graph distance from the
-        start; by default the last goal cell of the layout
-    :param goal_radius: Within this distance the goal counts as reached
-    :param terminate_on_success: Whether reaching the goal ends the episode
+    :param goal_cell: cell ``(i, j)`` of the goal; ``"farthest"`` for the cell at the greatest graph distance from the start;
+        by default the last goal cell of the layout
+    :param goal_radius: distance within which the goal is reached
+    :param terminate_on_success: terminate the episode when the goal is reached
     :param render_mode: ``"rgb_array"`` or None
-    :raises ValueError: if an argument is none of these
+    :raises ValueError: if an argument is out of range or unknown
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - declared so by Gymnasium
@@ -55,14 +54,14 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}.")
         self.layout = MazeLayout.load(layout) if isinstance(layout, str) else layout
         self.dynamics = PointMassDynamics(self.layout)
         self.task = GoalTask(self.layout, reward_type, goal_cell, goal_radius, terminate_on_success)
         self.render_mode = render_mode
         self.action_space = action_space()
         self.observation_space = observation_space(self.layout)
-        # Plain numbers, as one step in plain Python is several times faster than numpy on arrays of two.
+        # Floats, because a step in plain Python is several times faster than with numpy arrays of two.
         self._goal_x, self._goal_y = self.task.goal.tolist()
         self._position: tuple[float, float] | None = None
         self._trail: list[tuple[float, float]] = []
@@ -70,12 +69,12 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
 
     @property
     def goal(self) -> np.ndarray:
-        """The goal, (2,)."""
+        """Position of the goal, (2,)."""
         return self.task.goal
 
     @property
     def terminate_on_success(self) -> bool:
-        """Whether reaching the goal ends the episode; can be set."""
+        """Terminate the episode when the goal is reached; can be set."""
         return self.task.terminate_on_success
 
     @terminate_on_success.setter
@@ -84,18 +83,18 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
 
     @property
     def position(self) -> np.ndarray:
-        """Where the point is, float64 (2,)."""
+        """Position of the point, float64 (2,)."""
         if self._position is None:
-            raise ResetNeeded("call reset before asking for the position")
+            raise ResetNeeded("Call reset before reading the position.")
         return np.array(self._position)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        Begin an episode.
+        Start an episode.
 
-        :param seed: Seeds the starts and the push-backs
-        :param options: ``{"position": (x, y)}`` starts there instead of in the start cell
-        :return: The position and an info with ``is_success``
+        :param seed: seed of the start positions and the push-backs
+        :param options: ``{"position": (x, y)}`` sets the start position
+        :return: position and an info with ``is_success``
         :raises ValueError: if the position is malformed or not in free space
         """
         super().reset(seed=seed)
@@ -112,12 +111,12 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
         """
         Move the point.
 
-        :param action: The displacement, (2,)
-        :return: Position, reward, whether the episode ended at the goal, False, and an info with ``is_success``
+        :param action: displacement, (2,)
+        :return: position, reward, terminated, False and an info with ``is_success``
         :raises ValueError: if the action is not two finite numbers
         """
         if self._position is None:
-            raise ResetNeeded("call reset before step")
+            raise ResetNeeded("Call reset before step.")
         dx, dy = to_displacement(action)
         x, y = self._position = self.dynamics.move_one(*self._position, dx, dy, self.np_random)
         distance = self._goal_distance(x, y)
@@ -129,12 +128,12 @@ class Maze2dEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def render(self) -> np.ndarray | None:
         """
-        Draw the maze, its start, the goal, the point, and where it has been in this episode.
+        Draw the maze, the start, the goal, the point and its trajectory in this episode.
 
-        :return: An image, uint8 (height, width, 3), or None without a ``render_mode``
+        :return: image, uint8 (height, width, 3), or None without a ``render_mode``
         """
         if self.render_mode is None:
-            gym.logger.warn('no render_mode was given; ask for pictures with gym.make(..., render_mode="rgb_array")')
+            gym.logger.warn('There is no render_mode; pass gym.make(..., render_mode="rgb_array") for images.')
             return None
         if self._renderer is None:
             self._renderer = MazeRenderer(self.layout, self.goal, self.task.goal_radius)

@@ -1,4 +1,4 @@
-"""The geometry of a maze: cells, walls and what follows from them. No physics, no task, no randomness but the start."""
+"""Geometry of a maze: cells, walls, graph distances, free space and start positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cell = tuple[int, int]
 Wall = tuple[float, float, float, float]
 
 START_WALL_DISTANCE = 0.05
-"""An episode starts at least this far from every wall."""
+"""Smallest distance of a start position from the walls."""
 
 _DATA_FILE = Path(__file__).parent.parent / "layouts.json"
 _ENV_ID = re.compile(r"^Maze2d-(\w+)-v\d+$")
@@ -30,22 +30,21 @@ def _read_layouts() -> dict[str, dict[str, Any]]:
 @dataclass(frozen=True, eq=False)
 class MazeLayout:
     """
-    A maze of unit cells centerd on integer coordinates; cell ``(i, j)`` is the square ``[i ± 0.5] x [j ± 0.5]``.
+    Maze of unit cells centered on integer coordinates; cell ``(i, j)`` is the square ``[i ± 0.5] x [j ± 0.5]``.
 
-    Every cell side that leads nowhere is a wall, so the cells are enclosed; walls may also separate two cells.
-    All lengths are in cells. Arrays derived from the geometry are read-only.
+    Every side of a cell without a neighboring cell is a wall; walls may also separate two cells. All lengths are in cells.
+    Arrays derived from the geometry are read-only.
 
-    :param name: Short name, e.g. ``"SquareA"``
-    :param cells: Centers ``(i, j)`` of the cells
-    :param walls: Unit segments ``(x1, y1, x2, y2)`` with ``x1 <= x2``, ``y1 <= y2``, on the half-integer grid lines
-    :param start_cells: Cells in which episodes start
-    :param goal_cells: Cells that carry a goal in the original maze; the last one is the default goal
+    :param name: short name, e.g. ``"SquareA"``
+    :param cells: centers ``(i, j)`` of the cells
+    :param walls: unit segments ``(x1, y1, x2, y2)`` with ``x1 <= x2``, ``y1 <= y2``, on the half-integer grid lines
+    :param start_cells: cells in which episodes start
+    :param goal_cells: cells with a goal in the original maze; the last one is the default goal
     :param bounding_box: ``(x_min, y_min, x_max, y_max)`` of the walls
-    :param enclosed_area: Area that the paper divides by in the state coverage. In ``SquareD`` this is the whole box,
-        6 unreachable squares included, which is why coverage cannot reach 1 there
-    :param coverage_bin: Bin width of the state coverage
-    :raises ValueError: if a wall is not on the grid, a cell side that leads nowhere has no wall, or a start or goal
-        is not a cell
+    :param enclosed_area: area in the denominator of the state coverage, as in the paper. In ``SquareD`` it is the whole box
+        with 6 unreachable squares, so the coverage cannot reach 1
+    :param coverage_bin: bin width of the state coverage
+    :raises ValueError: if a wall is not on the grid, an outer side of a cell has no wall, or a start or goal is not a cell
     """
 
     name: str
@@ -61,30 +60,30 @@ class MazeLayout:
         for wall in self.walls:
             x1, y1, x2, y2 = wall
             if (x2 - x1, y2 - y1) not in ((1, 0), (0, 1)) or any(value % 1 != 0.5 for value in wall):
-                raise ValueError(f"maze {self.name}: {wall} is not a unit segment of the half-integer grid")
+                raise ValueError(f"Maze {self.name}: {wall} is not a unit segment of the half-integer grid.")
         for kind, cells in (("start", self.start_cells), ("goal", self.goal_cells)):
             missing = [cell for cell in cells if not self.has_cell(cell)]
             if missing or not cells:
-                raise ValueError(f"maze {self.name}: the {kind} cells {missing or '(none given)'} are not among its cells")
+                raise ValueError(f"Maze {self.name}: the {kind} cells {missing or '(none given)'} are not among its cells.")
         for cell in self.cells:
             for i, j in _around(cell):
                 if not self.has_cell((i, j)) and not self.has_wall(cell, (i, j)):
-                    raise ValueError(f"maze {self.name}: cell {cell} is open towards {(i, j)}, which is not a cell")
+                    raise ValueError(f"Maze {self.name}: cell {cell} is open towards {(i, j)}, which is not a cell.")
 
     @classmethod
     def load(cls, name: str) -> MazeLayout:
         """
-        One of the mazes of the paper, read once and then shared.
+        Load a maze of the paper.
 
-        :param name: One of ``MAZE_NAMES``, or an env id such as ``"Maze2d-SquareA-v0"``
-        :return: The layout; loading it again gives the same object
+        :param name: one of ``MAZE_NAMES``, or an env id such as ``"Maze2d-SquareA-v0"``
+        :return: layout; the same object for the same maze
         :raises ValueError: if there is no such maze
         """
         match = _ENV_ID.match(name)
         return _load(match.group(1) if match else name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The derived arrays are not worth shipping to a subprocess, and a copy of frozen data is the data itself.
+        # Without the derived arrays; a copy of frozen data is the data itself.
         if self.name in MAZE_NAMES and _load(self.name) is self:
             return MazeLayout.load, (self.name,)
         values = (getattr(self, name) for name in self.__dataclass_fields__)
@@ -100,7 +99,7 @@ class MazeLayout:
 
     @cached_property
     def origin(self) -> Cell:
-        """Cell in the lower left corner of the bounding box; array index ``[0, 0]`` of every grid of cells."""
+        """Cell in the lower left corner of the bounding box; index ``[0, 0]`` of every grid of cells."""
         return round(self.bounding_box[0] + 0.5), round(self.bounding_box[1] + 0.5)
 
     @cached_property
@@ -111,7 +110,7 @@ class MazeLayout:
 
     @cached_property
     def is_cell(self) -> np.ndarray:
-        """Which squares of the bounding box are cells, bool of ``shape``."""
+        """Mask of the squares of the bounding box that are cells, bool of ``shape``."""
         grid = np.zeros(self.shape, dtype=bool)
         grid[tuple((np.array(self.cells) - self.origin).T)] = True
         return _frozen(grid)
@@ -125,20 +124,20 @@ class MazeLayout:
         return frozenset(self.walls)
 
     def has_cell(self, cell: Cell) -> bool:
-        """Whether the square is a cell of the maze."""
+        """Return True if the square is a cell of the maze."""
         return cell in self._cell_set
 
     @cached_property
     def wall_array(self) -> np.ndarray:
-        """The walls as a float array, (n_walls, 4)."""
+        """Walls as a float array, (n_walls, 4)."""
         return _frozen(np.array(self.walls, dtype=np.float64))
 
     def has_wall(self, cell: Cell, neighbor: Cell) -> bool:
         """
-        Whether a wall separates two squares that share a side.
+        Return True if a wall separates two squares that share a side.
 
-        :param cell: A square, not necessarily a cell of the maze
-        :param neighbor: A square beside it
+        :param cell: square, not necessarily a cell of the maze
+        :param neighbor: square beside it
         """
         x, y = (cell[0] + neighbor[0]) / 2, (cell[1] + neighbor[1]) / 2
         if cell[1] == neighbor[1]:
@@ -146,16 +145,17 @@ class MazeLayout:
         return (x - 0.5, y, x + 0.5, y) in self._wall_set
 
     def neighbors(self, cell: Cell) -> list[Cell]:
-        """Cells that can be entered from ``cell`` across one side."""
+        """List the cells that can be entered from ``cell`` across one side."""
         return [other for other in _around(cell) if self.has_cell(other) and not self.has_wall(cell, other)]
 
     # ------------------------------------------------------------------ graph
 
     def distances(self, cell: Cell) -> dict[Cell, int]:
         """
-        Number of cell sides to cross from ``cell`` to every cell that can be reached, itself included.
+        Compute the graph distances from a cell, in cells.
 
-        :param cell: Where to begin
+        :param cell: cell with the distance 0
+        :return: distance of every cell that can be reached
         :raises ValueError: if it is not a cell of the maze
         """
         self.check_cell(cell)
@@ -171,9 +171,9 @@ class MazeLayout:
 
     def farthest_cell(self, cell: Cell | None = None) -> Cell:
         """
-        The cell at the greatest graph distance; of several, the one that ``cells`` lists last.
+        Find the cell at the greatest graph distance; of several, the last one in ``cells``.
 
-        :param cell: Where to measure from, the first start cell by default
+        :param cell: cell with the distance 0, the first start cell by default
         """
         distance = self.distances(self.start_cells[0] if cell is None else cell)
         return max(reversed(self.cells), key=lambda other: distance.get(other, -1))
@@ -184,18 +184,18 @@ class MazeLayout:
         return frozenset(cell for start in self.start_cells for cell in self.distances(start))
 
     def check_cell(self, cell: Cell) -> None:
-        """:raises ValueError: if ``cell`` is not a cell of this maze"""
+        """Raise a ValueError if a square is not a cell of the maze."""
         if not self.has_cell(cell):
-            raise ValueError(f"{cell!r} is not a cell of the maze {self.name}; its cells are {sorted(self.cells)}")
+            raise ValueError(f"{cell!r} is not a cell of the maze {self.name}; its cells are {sorted(self.cells)}.")
 
     # ------------------------------------------------------------------ positions
 
     def contains(self, positions: np.ndarray) -> np.ndarray:
         """
-        Which positions are in free space: in a cell and not on a wall.
+        Check which positions are in free space: in a cell and not on a wall.
 
-        :param positions: Float array, (..., 2)
-        :return: Bool array, (...); false for what is not finite
+        :param positions: positions, float (..., 2)
+        :return: mask, bool (...); False for positions that are not finite
         """
         positions = _as_positions(positions)
         points = positions.reshape(-1, 2)
@@ -211,26 +211,26 @@ class MazeLayout:
 
     def wall_distance(self, positions: np.ndarray) -> np.ndarray:
         """
-        Euclidean distance to the nearest wall.
+        Compute the Euclidean distance to the nearest wall.
 
-        :param positions: Float array, (..., 2)
-        :return: Float array, (...)
+        :param positions: positions, float (..., 2)
+        :return: distances, float (...)
         """
         return _distance_to(self.wall_array, _as_positions(positions))
 
     @cached_property
     def _start_walls(self) -> np.ndarray:
-        # Walls that reach into the margin of a start cell: the only ones that a start can be too close to.
+        # Walls within the margin of a start cell: the only ones that a start position can be too close to.
         beyond = _beyond(self.wall_array, np.array(self.start_cells, dtype=np.float64))  # (n_start_cells, n_walls, 2)
         return _frozen(self.wall_array[(beyond.max(axis=-1) <= 0.5 + START_WALL_DISTANCE).any(axis=0)])
 
     def sample_starts(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """
-        Draw positions uniformly in the start cells, at least 0.05 from every wall (by rejection).
+        Sample positions uniformly in the start cells, at least 0.05 from every wall, by rejection.
 
-        :param rng: Where the random numbers come from
-        :param n: How many
-        :return: Positions, (n, 2)
+        :param rng: random generator
+        :param n: number of positions
+        :return: positions, (n, 2)
         """
         cells = np.array(self.start_cells, dtype=np.float64)
         starts = np.empty((n, 2))
@@ -247,7 +247,7 @@ class MazeLayout:
 def _load(name: str) -> MazeLayout:
     data = _read_layouts().get(name)
     if data is None:
-        raise ValueError(f"there is no maze {name!r}; the mazes are {', '.join(MAZE_NAMES)}")
+        raise ValueError(f"There is no maze {name!r}; the mazes are {', '.join(MAZE_NAMES)}.")
     return MazeLayout(
         name=name,
         cells=tuple((i, j) for i, j in data["cells"]),
@@ -266,7 +266,7 @@ def _around(cell: Cell) -> list[Cell]:
 
 
 def _beyond(walls: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """How far positions (..., 2) lie outside each wall's extent along x and y, negative within: (..., n_walls, 2)."""
+    """Distance of positions (..., 2) from each wall's extent along x and y, negative inside: (..., n_walls, 2)."""
     return np.maximum(walls[:, :2] - positions[..., None, :], positions[..., None, :] - walls[:, 2:])
 
 
@@ -278,7 +278,7 @@ def _distance_to(walls: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def _as_positions(positions: np.ndarray) -> np.ndarray:
     positions = np.asarray(positions, dtype=np.float64)
     if positions.ndim == 0 or positions.shape[-1] != 2:
-        raise ValueError(f"positions must have shape (..., 2), got {positions.shape}")
+        raise ValueError(f"positions must have shape (..., 2), got {positions.shape}.")
     return positions
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a maze, drawn by numpy alone."""
+"""Images of a maze, drawn with numpy alone."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _POINT = (208, 71, 71)
 
 class MazeRenderer:
     """
-    Draws a maze with its start cells, the goal, a point and the point's trail.
+    Renderer of a maze with its start cells, the goal, the point and its trajectory.
 
-    Every shape is a capsule, the set of points within a radius of a segment, blended in by its distance: that gives
-    smooth edges without a drawing library. Walls, start and goal never change and are drawn once.
+    Every shape is a capsule, the set of points within a radius of a segment, blended by the distance for smooth edges. Walls,
+    start and goal are drawn once.
 
-    :param layout: The maze
-    :param goal: Center of the goal, (2,)
-    :param goal_radius: Radius of the goal, in cells
-    :param size: Length of the longer side of the picture, in pixels, roughly
+    :param layout: geometry of the maze
+    :param goal: center of the goal, (2,)
+    :param goal_radius: radius of the goal, in cells
+    :param size: approximate length of the longer side of the image, in pixels
     """
 
     def __init__(self, layout: MazeLayout, goal: np.ndarray, goal_radius: float, size: int = 480) -> None:
@@ -51,10 +51,10 @@ class MazeRenderer:
 
     def draw(self, trail: np.ndarray) -> np.ndarray:
         """
-        Draw a point and how it came there.
+        Draw a point and its trajectory.
 
-        :param trail: Positions from the start of the episode to the present one, (n, 2); may be empty
-        :return: An image, uint8 (height, width, 3)
+        :param trail: positions from the start of the episode to the current one, (n, 2); may be empty
+        :return: image, uint8 (height, width, 3)
         """
         canvas = self._background.copy()
         pixels = self._to_pixels(trail)
@@ -67,7 +67,7 @@ class MazeRenderer:
         return np.round(canvas).astype(np.uint8)
 
     def _to_pixels(self, positions: np.ndarray) -> np.ndarray:
-        """Positions (..., 2), y upwards, to columns and rows (..., 2), y downwards."""
+        """Convert positions (..., 2), y upwards, to columns and rows (..., 2), y downwards."""
         return (positions - self._corner) * (self._scale, -self._scale) + self._margin
 
     @staticmethod
@@ -82,7 +82,7 @@ class MazeRenderer:
         low = np.maximum(np.floor(np.minimum(begin, end) - radius - 1).astype(int), 0)
         high = np.ceil(np.maximum(begin, end) + radius + 1).astype(int)
         window = canvas[low[1] : high[1], low[0] : high[0]]
-        # Vectors from `begin` to the centers of the window's pixels.
+        # Vectors from `begin` to the centers of the pixels of the window.
         x = np.arange(low[0], low[0] + window.shape[1]) + 0.5 - begin[0]  # (columns,)
         y = (np.arange(low[1], low[1] + window.shape[0]) + 0.5 - begin[1])[:, None]  # (rows, 1)
         along_x, along_y = end - begin

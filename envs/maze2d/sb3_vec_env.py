@@ -1,4 +1,4 @@
-"""The vectorized mazes as a Stable-Baselines3 VecEnv."""
+"""VecEnv of Stable-Baselines3 for the vectorized mazes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .vector_env import Maze2dVectorEnv
 
 class Maze2dSB3VecEnv(SB3VecEnv):
     """
-    ``Maze2dVectorEnv`` behind Stable-Baselines3's interface. ``set_options({"position": (x, y)})`` says where episodes begin.
+    ``Maze2dVectorEnv`` as a VecEnv. ``set_options({"position": (x, y)})`` sets the start position of the next ``reset``.
 
-    :param layout: The maze, its name or its env id
-    :param n_envs: Number of sub-envs
-    :param seed: Seeds the first ``reset``
-    :param env_kwargs: Passed to ``Maze2dVectorEnv``, e.g. ``reward_type``, ``goal_cell``, ``max_episode_steps``
+    :param layout: geometry of the maze, its name or its env id
+    :param n_envs: number of sub-envs
+    :param seed: seed of the first ``reset``
+    :param env_kwargs: arguments of ``Maze2dVectorEnv``, e.g. ``reward_type``, ``goal_cell``, ``max_episode_steps``
     """
 
     vector_env: Maze2dVectorEnv
@@ -34,7 +34,7 @@ class Maze2dSB3VecEnv(SB3VecEnv):
 
     @property
     def layout(self) -> MazeLayout:
-        """The maze."""
+        """Geometry of the maze."""
         return self.vector_env.layout
 
     def _merged_options(self) -> dict[str, Any] | None:
@@ -42,16 +42,16 @@ class Maze2dSB3VecEnv(SB3VecEnv):
         if all(position is None for position in positions):
             return None
         if any(position is None for position in positions):
-            raise ValueError('either every sub-env is given options["position"] or none is')
+            raise ValueError('Set options["position"] for every sub-env or for none.')
         return {"position": np.array(positions, dtype=np.float64)}
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        An attribute of the sub-envs.
+        Get an attribute of the sub-envs.
 
-        :param attr_name: ``"position"``, or anything that they share: ``"layout"``, ``"goal"``, ``"render_mode"``, …
-        :param indices: Which sub-envs, all by default
-        :return: Its value for each of them
+        :param attr_name: ``"position"``, or a shared attribute, e.g. ``"layout"``, ``"goal"`` or ``"render_mode"``
+        :param indices: indices of sub-envs, all by default
+        :return: its value for each of them
         :raises AttributeError: if there is no such attribute
         """
         if attr_name == "position":

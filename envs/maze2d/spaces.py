@@ -1,4 +1,4 @@
-"""What goes into and comes out of the mazes: their spaces, and the checks of actions and start positions."""
+"""Spaces of the mazes, and checks of actions and start positions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .layout import MazeLayout
 
 
 def action_space() -> spaces.Box:
-    """Displacements along x and y, in cells."""
+    """Make the space of displacements along x and y, in cells."""
     return spaces.Box(-ACTION_LIMIT, ACTION_LIMIT, (2,), dtype=np.float32)
 
 
 def observation_space(layout: MazeLayout) -> spaces.Box:
     """
-    The bounding box of the walls, in float64 like the positions themselves.
+    Make the space of positions: the bounding box of the walls, in float64.
 
-    :param layout: The maze
+    :param layout: geometry of the maze
     """
     x_min, y_min, x_max, y_max = layout.bounding_box
     return spaces.Box(np.array([x_min, y_min]), np.array([x_max, y_max]), dtype=np.float64)
@@ -29,57 +29,58 @@ def observation_space(layout: MazeLayout) -> spaces.Box:
 
 def to_displacement(action: Any) -> tuple[float, float]:
     """
-    The displacement that one action asks for, clipped to ``±0.95``.
+    Check an action and clip it to ``±0.95``.
 
-    :param action: Two numbers
-    :return: ``(dx, dy)``
-    :raises ValueError: if these are not two finite numbers
+    :param action: two numbers
+    :return: displacement ``(dx, dy)``
+    :raises ValueError: if the action is not two finite numbers
     """
     if type(action) is np.ndarray and action.shape == (2,):
         dx, dy = action.tolist()
     else:
-        dx, dy = _to_floats(action, "an action", (2,)).tolist()
+        dx, dy = _to_floats(action, "The action", (2,)).tolist()
     if not (-ACTION_LIMIT <= dx <= ACTION_LIMIT and -ACTION_LIMIT <= dy <= ACTION_LIMIT):
         if not (isfinite(dx) and isfinite(dy)):
-            raise ValueError(f"an action must be finite, got {action!r}")
+            raise ValueError(f"The action must be finite, got {action!r}.")
         dx, dy = min(max(dx, -ACTION_LIMIT), ACTION_LIMIT), min(max(dy, -ACTION_LIMIT), ACTION_LIMIT)
     return dx, dy
 
 
 def to_displacements(actions: Any, num_envs: int) -> np.ndarray:
     """
-    The displacements that a batch of actions asks for, clipped to ``±0.95``.
+    Check a batch of actions and clip them to ``±0.95``.
 
-    :param actions: Actions, (num_envs, 2)
-    :param num_envs: How many there must be
-    :return: Displacements, float64 (num_envs, 2); never the array that was passed in
-    :raises ValueError: if the shape is another one or a number is not finite
+    :param actions: actions, (num_envs, 2)
+    :param num_envs: number of actions
+    :return: displacements, float64 (num_envs, 2), always a new array
+    :raises ValueError: for another shape, NaN or infinity
     """
-    displacements = _to_floats(actions, "actions", (num_envs, 2))
+    displacements = _to_floats(actions, "Actions", (num_envs, 2))
     if np.count_nonzero(np.abs(displacements) <= ACTION_LIMIT) < displacements.size:  # NaN is not <= either
         if not np.isfinite(displacements).all():
-            raise ValueError(f"actions must be finite, those of the envs {_bad_rows(displacements)} are not")
+            bad = np.flatnonzero(~np.isfinite(displacements).all(axis=1)).tolist()
+            raise ValueError(f"Actions must be finite, those of the envs {bad} are not.")
         np.clip(displacements, -ACTION_LIMIT, ACTION_LIMIT, out=displacements)
     return displacements
 
 
 def to_start_positions(layout: MazeLayout, position: Any, num_envs: int) -> np.ndarray:
     """
-    Start positions from ``options["position"]``.
+    Check the start positions in ``options["position"]``.
 
-    :param layout: The maze
-    :param position: One position (2,) for all envs, or one for each, (num_envs, 2)
-    :param num_envs: How many positions to return
-    :return: Positions, float64 (num_envs, 2)
-    :raises ValueError: if the shape is another one, or a position is not in free space
+    :param layout: geometry of the maze
+    :param position: one position (2,) for all envs, or one per env, (num_envs, 2)
+    :param num_envs: number of envs
+    :return: positions, float64 (num_envs, 2)
+    :raises ValueError: for another shape, or a position that is not in free space
     """
     shape = (num_envs, 2) if np.ndim(position) == 2 else (2,)
     positions = np.broadcast_to(_to_floats(position, 'options["position"]', shape), (num_envs, 2)).copy()
     free = layout.contains(positions)
     if not free.all():
         raise ValueError(
-            f'options["position"] must lie in free space: {positions[~free][0].tolist()} is outside the maze {layout.name}, '
-            "on one of its walls, or not finite"
+            f'options["position"] must be in free space: {positions[~free][0].tolist()} is outside the maze {layout.name}, '
+            "on a wall, or not finite."
         )
     return positions
 
@@ -88,11 +89,7 @@ def _to_floats(value: Any, what: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be numbers of shape {shape}, got {value!r}") from error
+        raise ValueError(f"{what} must be numbers of shape {shape}, got {value!r}.") from error
     if array.shape != shape:
-        raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
+        raise ValueError(f"{what} must have shape {shape}, got {array.shape}.")
     return array
-
-
-def _bad_rows(array: np.ndarray) -> list[int]:
-    return np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist()

@@ -1,4 +1,4 @@
-"""The task of the mazes: be near the goal. Pre-training ignores it."""
+"""Task of the mazes: reach the goal. Pre-training ignores it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .layout import Cell, MazeLayout
 RewardType = Literal["sparse", "dense"]
 
 GOAL_RADIUS = 0.15
-"""A goal counts as reached within this distance, as in the original mazes."""
+"""Distance within which a goal is reached, as in the original mazes."""
 
 
 class GoalTask:
     """
-    A goal in the middle of a cell, and the reward for being there.
+    Goal in the center of a cell, and its reward.
 
-    :param layout: The maze
-    :param reward_type: ``"sparse"``: 1 within ``goal_radius`` of the goal, else 0; ``"dense"``: minus the Euclidean
-        distance to the goal, walls ignored
-    :param goal_cell: Cell ``(i, j)`` of the goal; ``"farthest"`` for the cell at the greatest graph distance from the
-        start; by default the last goal cell of the layout
-    :param goal_radius: Within this distance the goal counts as reached, > 0
-    :param terminate_on_success: Whether reaching the goal ends the episode
-    :raises ValueError: if an argument is none of these
+    :param layout: geometry of the maze
+    :param reward_type: ``"sparse"``: 1 within ``goal_radius`` of the goal, else 0; ``"dense"``: minus the Euclidean distance
+        to the goal, regardless of walls
+    :param goal_cell: cell ``(i, j)`` of the goal; ``"farthest"`` for the cell at the greatest graph distance from the start;
+        by default the last goal cell of the layout
+    :param goal_radius: distance within which the goal is reached, > 0
+    :param terminate_on_success: terminate the episode when the goal is reached
+    :raises ValueError: if an argument is out of range or unknown
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class GoalTask:
         terminate_on_success: bool = False,
     ) -> None:
         if reward_type not in ("sparse", "dense"):
-            raise ValueError(f'reward_type must be "sparse" or "dense", got {reward_type!r}')
+            raise ValueError(f'reward_type must be "sparse" or "dense", got {reward_type!r}.')
         if not 0 < goal_radius < float("inf"):
-            raise ValueError(f"goal_radius must be positive and finite, got {goal_radius!r}")
+            raise ValueError(f"goal_radius must be positive and finite, got {goal_radius!r}.")
         self.reward_type: RewardType = reward_type
         self.goal_radius = float(goal_radius)
         self.terminate_on_success = terminate_on_success
@@ -49,23 +49,23 @@ class GoalTask:
 
     def distance(self, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
         """
-        Euclidean distance.
+        Compute the Euclidean distance.
 
-        :param achieved: Positions, (..., 2)
-        :param desired: Goals that broadcast against them
-        :return: Distances, (...)
+        :param achieved: positions, (..., 2)
+        :param desired: goals, broadcast against the positions
+        :return: distances, (...)
         """
-        # Spelled out: the scalar form of a step computes the same expression, and both must round alike.
+        # Not np.hypot: Maze2dEnv computes the same expression, and both must round alike.
         offset = achieved - desired
         x, y = offset[..., 0], offset[..., 1]
         return np.sqrt(x * x + y * y)
 
     def reward(self, distance: np.ndarray) -> np.ndarray:
         """
-        Reward at a distance from the goal.
+        Compute the reward at a distance from the goal.
 
-        :param distance: Distances, (...)
-        :return: Rewards, float64 (...)
+        :param distance: distances, (...)
+        :return: rewards, float64 (...)
         """
         if self.reward_type == "sparse":
             return (distance <= self.goal_radius).astype(np.float64)
@@ -73,26 +73,26 @@ class GoalTask:
 
     def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any = None) -> Any:
         """
-        The reward for other goals, in Gymnasium's convention for goal-conditioned envs.
+        Compute the reward for other goals, in Gymnasium's convention for goal-conditioned envs.
 
-        :param achieved_goal: Positions, (2,) or (n, 2)
-        :param desired_goal: Goals, (2,) or (n, 2)
-        :param info: Not used
-        :return: A float if both are (2,), else rewards of shape (n,)
-        :raises ValueError: if a shape is another one
+        :param achieved_goal: positions, (2,) or (n, 2)
+        :param desired_goal: goals, (2,) or (n, 2)
+        :param info: not used
+        :return: reward, a float if both shapes are (2,), else (n,)
+        :raises ValueError: for another shape
         """
         reward = self.reward(self._goal_distance(achieved_goal, desired_goal))
         return float(reward) if reward.ndim == 0 else reward
 
     def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: Any = None) -> Any:
         """
-        Whether an episode with another goal ends, in Gymnasium's convention for goal-conditioned envs.
+        Compute if episodes with other goals terminate, in Gymnasium's convention for goal-conditioned envs.
 
-        :param achieved_goal: Positions, (2,) or (n, 2)
-        :param desired_goal: Goals, (2,) or (n, 2)
-        :param info: Not used
-        :return: A bool if both are (2,), else bools of shape (n,)
-        :raises ValueError: if a shape is another one
+        :param achieved_goal: positions, (2,) or (n, 2)
+        :param desired_goal: goals, (2,) or (n, 2)
+        :param info: not used
+        :return: terminated, a bool if both shapes are (2,), else (n,)
+        :raises ValueError: for another shape
         """
         reached = self._goal_distance(achieved_goal, desired_goal) <= self.goal_radius
         terminated = reached & bool(self.terminate_on_success)
@@ -101,22 +101,18 @@ class GoalTask:
     def _goal_distance(self, achieved_goal: Any, desired_goal: Any) -> np.ndarray:
         achieved, desired = np.asarray(achieved_goal, dtype=np.float64), np.asarray(desired_goal, dtype=np.float64)
         if achieved.shape[-1:] != (2,) or desired.shape[-1:] != (2,):
-            raise ValueError(f"goals must have shape (2,) or (n, 2), got {achieved.shape} and {desired.shape}")
+            raise ValueError(f"Goals must have shape (2,) or (n, 2), got {achieved.shape} and {desired.shape}.")
         return self.distance(achieved, desired)
 
 
 def _to_cell(layout: MazeLayout, goal_cell: Any) -> Cell:
     if goal_cell is None:
         return layout.goal_cells[-1]
-    if isinstance(goal_cell, str):
-        if goal_cell != "farthest":
-            raise ValueError(f'goal_cell must be a cell (i, j), "farthest" or None, got {goal_cell!r}')
+    if isinstance(goal_cell, str) and goal_cell == "farthest":
         return layout.farthest_cell()
     try:
         i, j = (int(index) for index in goal_cell)
     except (TypeError, ValueError) as error:
-        raise ValueError(f'goal_cell must be a cell (i, j), "farthest" or None, got {goal_cell!r}') from error
-    if (i, j) != tuple(goal_cell):
-        raise ValueError(f"goal_cell must be whole numbers, got {goal_cell!r}")
-    layout.check_cell((i, j))
+        raise ValueError(f'goal_cell must be a cell (i, j), "farthest" or None, got {goal_cell!r}.') from error
+    layout.check_cell(tuple(goal_cell))  # not rounded
     return i, j

@@ -1,4 +1,4 @@
-"""Many points in copies of one maze, moved together by numpy."""
+"""Vectorized mazes: many points in copies of one maze, computed with numpy."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .task import GOAL_RADIUS, GoalTask, RewardType
 
 class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """
-    ``num_envs`` copies of ``Maze2dEnv`` without a Python loop over them; ``gym.make_vec`` of a maze makes this.
+    Vectorized ``Maze2dEnv``, as made by ``gym.make_vec("Maze2d-SquareA-v0", num_envs=8)``, without a Python loop.
 
-    It has the time limit built in and resets finished sub-envs itself. All sub-envs share one random generator: a
-    vector env of one sub-env draws the same numbers as ``Maze2dEnv`` with that seed.
+    The time limit and autoreset are built in. All sub-envs share one random generator: a vector env with one sub-env draws the
+    same numbers as ``Maze2dEnv`` with that seed.
 
     In the mode ``SAME_STEP``, the last observations of the finished episodes are in ``infos["final_obs"]`` and the last
-    infos in ``infos["final_info"]``. In the mode ``DISABLED``, ``reset(options={"reset_mask": mask})`` resets some.
+    infos in ``infos["final_info"]``. In the mode ``DISABLED``, ``reset(options={"reset_mask": mask})`` resets some sub-envs.
 
-    :param num_envs: Number of sub-envs
-    :param max_episode_steps: Episodes are truncated after this many steps; None for no limit
-    :param layout: The maze, or its name
-    :param reward_type: See ``Maze2dEnv``, like all that follow
-    :param goal_cell: The cell of the goal
-    :param goal_radius: Within this distance the goal counts as reached
-    :param terminate_on_success: Whether reaching the goal ends the episode
-    :param autoreset_mode: What happens to a sub-env whose episode ended, see Gymnasium
-    :param render_mode: ``"rgb_array"`` (one picture a sub-env, without the trail) or None
-    :raises ValueError: if an argument is none of these
+    :param num_envs: number of sub-envs
+    :param max_episode_steps: number of steps after which an episode is truncated; None for no limit
+    :param layout: geometry of the maze, or its name
+    :param reward_type: ``"sparse"`` or ``"dense"``, see ``Maze2dEnv``
+    :param goal_cell: cell of the goal, see ``Maze2dEnv``
+    :param goal_radius: distance within which the goal is reached
+    :param terminate_on_success: terminate the episode when the goal is reached
+    :param autoreset_mode: autoreset mode of Gymnasium, for sub-envs whose episode ended
+    :param render_mode: ``"rgb_array"`` (one image per sub-env, without the trajectory) or None
+    :raises ValueError: if an argument is out of range or unknown
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so, and every env makes its own copy
@@ -60,11 +60,11 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps must be at least 1 or None, got {max_episode_steps}")
+            raise ValueError(f"max_episode_steps must be at least 1 or None, got {max_episode_steps}.")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}.")
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         self.layout = MazeLayout.load(layout) if isinstance(layout, str) else layout
@@ -84,18 +84,18 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._finished = np.zeros(num_envs, dtype=bool)  # episodes that ended and are not reset yet
         self._any_finished = False
-        self._everyone = np.ones(num_envs, dtype=bool)  # Gymnasium's mask of who has an info
-        self._everyone.flags.writeable = False
+        self._all = np.ones(num_envs, dtype=bool)  # Gymnasium's mask of the sub-envs with an info
+        self._all.flags.writeable = False
         self._renderer: MazeRenderer | None = None
 
     @property
     def goal(self) -> np.ndarray:
-        """The goal, (2,)."""
+        """Position of the goal, (2,)."""
         return self.task.goal
 
     @property
     def terminate_on_success(self) -> bool:
-        """Whether reaching the goal ends the episode; can be set."""
+        """Terminate the episode when the goal is reached; can be set."""
         return self.task.terminate_on_success
 
     @terminate_on_success.setter
@@ -104,9 +104,9 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def positions(self) -> np.ndarray:
-        """Where the points are, float64 (num_envs, 2)."""
+        """Positions of the points, float64 (num_envs, 2)."""
         if self._positions is None:
-            raise ResetNeeded("call reset before asking for the positions")
+            raise ResetNeeded("Call reset before reading the positions.")
         return self._positions.copy()
 
     def reset(
@@ -116,17 +116,18 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        Begin an episode in every sub-env, or in some of them.
+        Start an episode in all sub-envs, or in some of them.
 
-        :param seed: Seeds the starts and the push-backs of all sub-envs
-        :param options: ``"position"``: where to start, (2,) or (num_envs, 2), instead of in the start cell;
-            ``"reset_mask"``: bool (num_envs,), resets only these
-        :return: Positions (num_envs, 2), and infos with ``is_success``
-        :raises ValueError: if a position is malformed or not in free space, or the mask is not as described
+        :param seed: seed of the start positions and the push-backs of all sub-envs
+        :param options: ``"position"``: start positions, (2,) or (num_envs, 2); ``"reset_mask"``: bool (num_envs,), resets only
+            these sub-envs
+        :return: positions (num_envs, 2), and infos with ``is_success``
+        :raises ValueError: if a position is malformed or not in free space, or the mask has another shape or type or is False
+            everywhere
         """
         super().reset(seed=seed)
         options = options or {}
-        mask = self._check_mask(options["reset_mask"]) if options.get("reset_mask") is not None else self._everyone
+        mask = self._check_mask(options["reset_mask"]) if options.get("reset_mask") is not None else self._all
         if options.get("position") is not None:
             starts = to_start_positions(self.layout, options["position"], self.num_envs)[mask]
         else:
@@ -143,17 +144,17 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """
         Move every point.
 
-        :param actions: Displacements, (num_envs, 2)
-        :return: Positions (num_envs, 2), rewards, terminations, truncations (num_envs,), and infos with ``is_success``
+        :param actions: displacements, (num_envs, 2)
+        :return: positions (num_envs, 2), rewards, terminations, truncations (num_envs,), and infos with ``is_success``
         :raises ValueError: if the actions have another shape or are not finite
         """
         if self._positions is None:
-            raise ResetNeeded("call reset before step")
+            raise ResetNeeded("Call reset before step.")
         displacements = to_displacements(actions, self.num_envs)
         restarted = None
         if self._any_finished:
             if self.autoreset_mode == AutoresetMode.DISABLED:
-                raise ResetNeeded(f"the episodes of the envs {np.flatnonzero(self._finished).tolist()} ended: reset them")
+                raise ResetNeeded(f"The episodes of the envs {np.flatnonzero(self._finished).tolist()} ended: reset them.")
             restarted = np.flatnonzero(self._finished)
             displacements[restarted] = 0.0  # this step only resets them
 
@@ -172,7 +173,7 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             rewards[restarted] = 0.0
             terminations[restarted] = False
 
-        infos = self._infos(is_success, self._everyone)
+        infos = self._infos(is_success, self._all)
         self._positions = positions
         self._finished = terminations | truncations
         self._any_finished = bool(np.count_nonzero(self._finished))
@@ -181,29 +182,29 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._positions.copy(), rewards, terminations, truncations, infos
 
     def _reset_in_same_step(self, is_success: np.ndarray) -> dict[str, Any]:
-        """Reset the finished sub-envs, and keep the end of their episodes in the infos."""
+        """Reset the sub-envs whose episode ended; return infos with their last observations and infos."""
         assert self._positions is not None
         finished, ended = self._finished, np.flatnonzero(self._finished)
         final_obs = np.full(self.num_envs, None, dtype=object)
-        # One object a row: what Gymnasium's own vector envs return.
+        # One object per row, as in Gymnasium's own vector envs.
         final_obs[ended] = np.fromiter(self._positions[ended], dtype=object, count=ended.size)
         self._positions[ended] = self.layout.sample_starts(self.np_random, ended.size)
         self._elapsed[ended] = 0
         self._finished = np.zeros(self.num_envs, dtype=bool)
         self._any_finished = False
-        infos = self._infos(np.where(finished, self._is_success(self._positions), is_success), self._everyone)
+        infos = self._infos(np.where(finished, self._is_success(self._positions), is_success), self._all)
         infos["final_obs"], infos["_final_obs"] = final_obs, finished
         infos["final_info"], infos["_final_info"] = self._infos(is_success & finished, finished), finished
         return infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """
-        Draw every sub-env: the maze, its start, the goal and the point.
+        Draw all sub-envs: the maze, the start, the goal and the point.
 
-        :return: An image a sub-env, uint8 (height, width, 3), or None without a ``render_mode``
+        :return: one image per sub-env, uint8 (height, width, 3), or None without a ``render_mode``
         """
         if self.render_mode is None:
-            gym.logger.warn('no render_mode was given; ask for pictures with gym.make_vec(..., render_mode="rgb_array")')
+            gym.logger.warn('There is no render_mode; pass gym.make_vec(..., render_mode="rgb_array") for images.')
             return None
         if self._renderer is None:
             self._renderer = MazeRenderer(self.layout, self.goal, self.task.goal_radius)
@@ -218,7 +219,7 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _check_mask(self, mask: Any) -> np.ndarray:
         mask = np.asarray(mask)
         if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f'options["reset_mask"] must be bool, of shape ({self.num_envs},), and name at least one env')
+            raise ValueError(f'options["reset_mask"] must be bool, of shape ({self.num_envs},), and name at least one env.')
         if self._positions is None and not mask.all():
-            raise ResetNeeded("the first reset must be of all envs")
+            raise ResetNeeded("The first reset must be of all envs.")
         return mask

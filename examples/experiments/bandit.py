@@ -1,35 +1,40 @@
-r"""
-How exactly policies are improved, where the answer is known: a bandit with two-dimensional actions, a behavior density of
-five Gaussians and a smooth value.
+"""
+Improve a policy where the answer is known: a bandit with a known optimal policy.
 
-The improved policy is :math:`\pi \propto \pi_d\, e^{Q / \beta}` (ExDM, arXiv 2502.07279, eq. 9). Its exact samples come from
-rejection; the methods see nothing but samples of a model of the behavior and their values.
+Actions are two-dimensional, the behavior density is a mixture of five Gaussians, and the value is smooth. The improved policy
+is ``π ∝ π_d exp(Q / β)`` (ExDM, arXiv 2502.07279, eq. 9), sampled exactly by rejection. The methods see
+only samples of a model of the behavior, and their values; the error is the energy distance of their samples to the exact ones.
+Takes about six minutes.
+
+Example: python examples/experiments/bandit.py --seeds 0 --effort 0.5 --out runs/bandit
 """
 
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import torch as th
+import tyro
 from tqdm.auto import tqdm
 
-from sb3_exdm.benchmark.tables import check_seeds, markdown_table, write_csv, write_text
+from sb3_exdm.benchmark.statistics import mean_interval
+from sb3_exdm.benchmark.tables import count, markdown_table, write_text
 from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.diffusion.energy import EnergyModel
 from sb3_exdm.plots.style import check_picture_path, new_figure, save_figure
-from sb3_exdm.policies.diffusion_actor import cosine_decay, set_learning_rate
 
 TARGETS = {1.0: 0.02, 1.0 / 3.0: 0.01, 0.1: 0.01}
-"""Energy distance that the best method shall reach, by beta."""
+"""Energy distance that the best method should reach, by beta."""
 METHODS = {
-    "weighted": "score matching, weighted by e^(Q/β)",
-    "cep": "guidance by a contrastive energy",
-    "distilled": "that guidance, distilled",
+    "exact": "other exact samples",
+    "behavior": "behavior, not improved",
+    "weighted": "weighted: score matching, weighted by e^(Q/β)",
+    "cep": "cep: guidance by a contrastive energy",
+    "distilled": "distilled: that guidance, distilled",
 }
-"""What each method does, by name."""
+"""Kinds of samples, by name."""
 
 _MEANS = th.tensor([[-0.6, 0.55], [0.6, 0.6], [0.0, 0.0], [-0.55, -0.6], [0.6, -0.5]])
 _STDS = th.tensor([0.12, 0.10, 0.08, 0.12, 0.10])
@@ -43,9 +48,11 @@ _NETWORK = {"net_arch": (128, 128, 128), "frequencies": (3.0, 6.0), "ema_rate": 
 
 def behavior_samples(n: int, generator: th.Generator) -> th.Tensor:
     """
+    Sample the behavior; 3 actions in 10,000 lie outside of [-1, 1].
+
     :param n: number of actions
     :param generator: source of randomness
-    :return: actions of the behavior, ``(n, 2)``; 3 in 10,000 lie outside of [-1, 1]
+    :return: ``(n, 2)``
     """
     chosen = th.multinomial(_WEIGHTS, n, replacement=True, generator=generator)
     return _MEANS[chosen] + _STDS[chosen].unsqueeze(1) * th.randn(n, 2, generator=generator)
@@ -53,8 +60,10 @@ def behavior_samples(n: int, generator: th.Generator) -> th.Tensor:
 
 def action_value(actions: th.Tensor) -> th.Tensor:
     """
+    Evaluate Q, which is at most 0.95. The best mode is not the most frequent one.
+
     :param actions: ``(n, 2)``
-    :return: their values, ``(n,)``, at most 0.95; the best mode is not the most frequent one
+    :return: ``(n,)``
     """
     x, y = actions.unbind(dim=1)
     return 0.6 * (2.0 * y).sin() + 0.3 * (3.0 * x).cos() + 0.05 * (2.0 * x).sin()
@@ -62,7 +71,7 @@ def action_value(actions: th.Tensor) -> th.Tensor:
 
 def exact_samples(beta: float, n: int, generator: th.Generator) -> th.Tensor:
     """
-    Samples of the behavior times ``exp(Q / beta)`` by rejection, which is exact because Q has a known bound.
+    Sample the behavior times ``exp(Q / beta)`` by rejection, which is exact because Q has a known bound.
 
     :param beta: temperature
     :param n: number of actions
@@ -79,9 +88,11 @@ def exact_samples(beta: float, n: int, generator: th.Generator) -> th.Tensor:
 
 def exact_log_density(beta: float, actions: th.Tensor) -> th.Tensor:
     """
+    Log-density of the exact policy, up to a constant.
+
     :param beta: temperature
     :param actions: ``(n, 2)``
-    :return: log-density of the exact policy up to a constant, ``(n,)``
+    :return: ``(n,)``
     """
     distances = ((actions.unsqueeze(1) - _MEANS) / _STDS.unsqueeze(1)).square().sum(dim=2)  # (n, n_modes)
     log_parts = _WEIGHTS.log() - 2.0 * _STDS.log() - 0.5 * distances
@@ -90,16 +101,16 @@ def exact_log_density(beta: float, actions: th.Tensor) -> th.Tensor:
 
 def mean_distance(x: th.Tensor, y: th.Tensor | None = None) -> float:
     """
-    Mean Euclidean distance between rows, over all pairs.
+    Mean Euclidean distance over all pairs.
 
     :param x: ``(n, dim)``
-    :param y: ``(m, dim)``; None for the pairs of different rows of ``x``
+    :param y: ``(m, dim)``; None for the pairs of different points of ``x``
     """
     # Matrix products would be faster, but their round-off swamps small distances.
     others = x if y is None else y
     total = sum(
-        th.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").sum(dtype=th.float64).item()
-        for rows in x.split(1000)
+        th.cdist(part, others, compute_mode="donot_use_mm_for_euclid_dist").sum(dtype=th.float64).item()
+        for part in x.split(1000)
     )
     return total / (len(x) * (len(x) - 1 if y is None else len(y)))
 
@@ -119,33 +130,33 @@ def energy_distance(x: th.Tensor, y: th.Tensor, distance_within_y: float | None 
 
 def fit_behavior(actions: th.Tensor, seed: int, gradient_steps: int = 4000) -> DiffusionModel:
     """
-    :param actions: of the behavior, ``(n, 2)``
+    Fit a model of the behavior.
+
+    :param actions: actions of the behavior, ``(n, 2)``
     :param seed: seed of the model
-    :param gradient_steps: each on 512 actions
-    :return: a model of the behavior
+    :param gradient_steps: number of gradient steps, each on 512 actions
     """
     model = DiffusionModel(2, seed=seed, **_NETWORK)  # type: ignore[arg-type]
-    # What the model strays from the modes is small, but e^(Q/beta) may multiply it by thousands: fit it well.
-    _descend(model, gradient_steps, 1e-2, lambda: model.fit(actions[_rows(model, actions, 512)]))
+    # Errors between the modes are small, but e^(Q/beta) may multiply them by thousands.
+    _descend(model, gradient_steps, 1e-2, lambda: model.fit(actions[_minibatch(model, actions, 512)]))
     return model
 
 
 def fit_weighted(candidates: th.Tensor, beta: float, seed: int, gradient_steps: int = 2000) -> DiffusionModel:
     """
-    Score matching of the candidates, each weighted by a softmax of Q / beta over the minibatch.
+    Fit a model of the improved policy by score matching, weighted by a softmax of Q / beta over the minibatch.
 
     :param candidates: samples of the model of the behavior, ``(n, 2)``
     :param beta: temperature
     :param seed: seed of the model
-    :param gradient_steps: each on 512 candidates
-    :return: a model of the improved policy
+    :param gradient_steps: number of gradient steps, each on 512 candidates
     """
     model = DiffusionModel(2, seed=seed, **_NETWORK)  # type: ignore[arg-type]
     scaled = action_value(candidates) / beta
 
     def step() -> None:
-        rows = _rows(model, candidates, 512)
-        model.fit(candidates[rows], weight=len(rows) * scaled[rows].softmax(dim=0))
+        indices = _minibatch(model, candidates, 512)
+        model.fit(candidates[indices], weight=len(indices) * scaled[indices].softmax(dim=0))
 
     _descend(model, gradient_steps, 1e-2, step)
     return model
@@ -155,22 +166,22 @@ def fit_energy(
     candidates: th.Tensor, beta: float, seed: int, gradient_steps: int = 2000, n_candidates: int = 64
 ) -> EnergyModel:
     """
-    Contrastive energy prediction (CEP).
+    Fit an energy whose gradient guides the model of the behavior to the improved policy, by contrastive energy prediction
+    (CEP).
 
     :param candidates: samples of the model of the behavior, ``(n, 2)``
     :param beta: temperature
     :param seed: seed of the model
-    :param gradient_steps: each on 16 sets of candidates
-    :param n_candidates: candidates in a set, which are told apart by their energies
-    :return: an energy whose gradient guides the model of the behavior to the improved policy
+    :param gradient_steps: number of gradient steps, each on 16 sets of candidates
+    :param n_candidates: candidates of a set
     """
-    # Q is smoother than the behavior: with its frequencies the gradient of the energy ripples.
+    # Q is smoother than the behavior, with whose frequencies the gradient of the energy would oscillate.
     energy = EnergyModel(2, net_arch=(128, 128), frequencies=(1.5, 3.0), ema_rate=0.995, seed=seed)
     scaled = action_value(candidates) / beta
 
     def step() -> None:
-        rows = _rows(energy, candidates, 16 * n_candidates).view(16, n_candidates)
-        energy.fit(candidates[rows], scaled[rows])
+        indices = _minibatch(energy, candidates, 16 * n_candidates).view(16, n_candidates)
+        energy.fit(candidates[indices], scaled[indices])
 
     _descend(energy, gradient_steps, 5e-3, step)
     return energy
@@ -180,14 +191,14 @@ def fit_distilled(
     behavior: DiffusionModel, energy: EnergyModel, candidates: th.Tensor, seed: int, gradient_steps: int = 1000
 ) -> DiffusionModel:
     """
-    A single network that predicts the noise as the guided one does (ExDM, arXiv 2502.07279, algorithm 2).
+    Distill a guided model into a single network that predicts the same noise (ExDM, arXiv 2502.07279, algorithm 2). It starts
+    as a copy of the model of the behavior.
 
     :param behavior: model of the behavior
-    :param energy: its guidance
+    :param energy: guidance of the model
     :param candidates: samples of the model of the behavior, ``(n, 2)``
     :param seed: seed of the training noise
-    :param gradient_steps: each on 512 candidates
-    :return: a model of the improved policy, which begins as a copy of the one of the behavior
+    :param gradient_steps: number of gradient steps, each on 512 candidates
     """
     model = DiffusionModel(2, seed=seed, **_NETWORK)  # type: ignore[arg-type]
     model.load_state_dict(behavior.state_dict())
@@ -197,14 +208,16 @@ def fit_distilled(
         _, sigma = behavior.levels(log_snr)
         return behavior.predict_noise(x_t, log_snr) - sigma.unsqueeze(1) * energy.gradient(x_t, log_snr)
 
-    _descend(model, gradient_steps, 5e-3, lambda: model.fit(candidates[_rows(model, candidates, 512)], target=guided))
+    _descend(model, gradient_steps, 5e-3, lambda: model.fit(candidates[_minibatch(model, candidates, 512)], target=guided))
     return model
 
 
 @th.no_grad()
 def draw(model: DiffusionModel, n: int, energy: EnergyModel | None = None) -> th.Tensor:
     """
-    :param model: what to sample
+    Sample a model.
+
+    :param model: model
     :param n: number of actions
     :param energy: guidance
     :return: ``(n, 2)``
@@ -215,23 +228,24 @@ def draw(model: DiffusionModel, n: int, energy: EnergyModel | None = None) -> th
 
 
 def run_bandit(
-    seeds: Sequence[int] = range(3),
-    out: str | Path | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    out: Path | None = None,
     effort: float = 1.0,
-    betas: Sequence[float] = tuple(TARGETS),
+    betas: tuple[float, ...] = tuple(TARGETS),
 ) -> str:
     """
-    Measure how far the samples of every method are from those of the exact policy.
+    Measure the energy distance of the samples of every method to those of the exact policy.
 
-    :param seeds: each is another set of behavior actions and other initializations
-    :param out: folder for ``bandit.csv``, ``bandit.md`` and, if matplotlib is installed, ``bandit.png``; None writes nothing
+    :param seeds: seeds of the behavior actions and of the models
+    :param out: folder for bandit.csv, bandit.md and bandit.png; by default nothing is written
     :param effort: factor of all numbers of gradient steps; less than 1 for a quick look
-    :param betas: temperatures
-    :return: the table in Markdown
+    :param betas: temperatures: the smaller, the greedier
+    :return: table in Markdown
     :raises ValueError: if there are no seeds or betas, or for numbers that are not positive
     """
-    seeds = check_seeds(seeds)
-    if not len(betas) or min(betas) <= 0.0:
+    if not seeds:
+        raise ValueError("seeds must name at least one.")
+    if not betas or min(betas) <= 0.0:
         raise ValueError(f"betas must be positive, and at least one, got {list(betas)}.")
     if effort <= 0.0:
         raise ValueError(f"effort must be positive, got {effort}.")
@@ -246,27 +260,27 @@ def run_bandit(
             pictures = pictures or samples
     finally:
         th.set_num_threads(n_threads)
-    report = _report(rows, betas, len(seeds))
+    figures = pd.DataFrame(rows)
+    report = _report(figures, betas)
     if out is not None:
-        write_csv(Path(out) / "bandit.csv", rows)
-        write_text(Path(out) / "bandit.md", report)
-        if importlib.util.find_spec("matplotlib"):
-            plot_bandit(Path(out) / "bandit.png", pictures)
+        write_text(out / "bandit.csv", figures.to_csv(index=False))
+        write_text(out / "bandit.md", report)
+        plot_bandit(out / "bandit.png", pictures)
     return report
 
 
 def plot_bandit(path: str | Path, samples: dict[float, dict[str, th.Tensor]]) -> Path:
     """
-    Samples as dots on the exact density: a row for every beta, a column for every kind of samples.
+    Plot samples as dots on the exact density, a row for every beta and a column for every kind of samples.
 
-    :param path: the picture; its ending says the format
-    :param samples: by beta and by what they are, ``(n, 2)`` each; at most 1000 of them are drawn
+    :param path: file; its extension chooses the format
+    :param samples: samples by beta and kind, ``(n, 2)`` each, of which 1000 at most are drawn
     :return: ``path``
-    :raises ValueError: if there is nothing to draw, or ``path`` is no picture's
+    :raises ValueError: if there are no samples, or the format is unknown
     """
     path = check_picture_path(path)
     if not samples or not all(samples.values()):
-        raise ValueError("There are no samples to draw.")
+        raise ValueError("There are no samples to plot.")
     n_columns = max(map(len, samples.values()))
     figure = new_figure(2.9 * n_columns + 0.3, 2.9 * len(samples) + 0.3)
     panels = figure.subplots(len(samples), n_columns, squeeze=False, sharex=True, sharey=True)
@@ -304,7 +318,7 @@ class _References:
 def _run_seed(
     seed: int, betas: Sequence[float], effort: float, references: _References, rows: list[dict[str, str | float | int]]
 ) -> dict[float, dict[str, th.Tensor]]:
-    """Appends the figures to ``rows``; returns samples for the picture."""
+    """Append the figures to ``rows``; returns samples for the picture."""
     generator = th.Generator().manual_seed(seed)
 
     def measure(method: str, beta: float, samples: th.Tensor, start: float) -> None:
@@ -339,40 +353,43 @@ def _run_seed(
     return pictures
 
 
-def _report(rows: list[dict[str, str | float | int]], betas: Sequence[float], n_seeds: int) -> str:
+def _report(figures: pd.DataFrame, betas: Sequence[float]) -> str:
     def cell(method: str, beta: float) -> str:
-        values = [float(row["energy_distance"]) for row in rows if (row["method"], row["beta"]) == (method, beta)]
+        mask = (figures["method"] == method) & (figures["beta"] == beta)
         # Four digits: exact samples differ by less than 0.001.
-        mean = f"{np.mean(values):.4f}"
-        return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.4f}"
+        mean, low, high = mean_interval(figures.loc[mask, "energy_distance"].to_numpy())
+        return f"{mean:.4f}" + ("" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]")
 
-    labels = {"exact": "other exact samples", "behavior": "behavior, not improved"}
-    labels |= {name: f"{name}: {meaning}" for name, meaning in METHODS.items()}
-    table = [[label, *(cell(method, beta) for beta in betas)] for method, label in labels.items()]
-    table.append(["target", *(f"{TARGETS[beta]:.4f}" if beta in TARGETS else "–" for beta in betas)])
-    seconds = {name: np.mean([float(row["seconds"]) for row in rows if row["method"] == name]) for name in METHODS}
+    cells = pd.DataFrame({f"β = {_name(beta)}": {name: cell(name, beta) for name in METHODS} for beta in betas})
+    cells.loc["target"] = [f"{TARGETS[beta]:.4f}" if beta in TARGETS else "–" for beta in betas]
+    fitted = figures[figures["method"].isin(("weighted", "cep", "distilled"))]
+    seconds = fitted.groupby("method", sort=False)["seconds"].mean()
     return (
-        f"Energy distance of {_N_SAMPLES:,} samples to {_N_REFERENCE:,} of the exact policy, "
-        f"{'mean ± standard deviation of ' if n_seeds > 1 else ''}{n_seeds} seed{'s' if n_seeds > 1 else ''}:\n\n"
-        + markdown_table(["", *(f"β = {_name(beta)}" for beta in betas)], table)
-        + f"\n\nThe model of the behavior is {cell('behavior', math.inf)} from the behavior. "
-        + "Seconds per fit and its samples, one thread: "
-        + ", ".join(f"{name} {mean:.0f}" for name, mean in seconds.items())
-        + "."
+        f"Energy distance of {_N_SAMPLES:,} samples to {_N_REFERENCE:,} of the exact policy, mean over "
+        f"{count(figures['seed'].nunique(), 'seed')} with a 95 % interval of Student's t:\n\n"
+        + markdown_table(cells.rename(index=METHODS).rename_axis("samples"))
+        + f"\n\nThe model of the behavior is {cell('behavior', math.inf)} from the behavior. Seconds to fit and sample, one "
+        + f"thread: {', '.join(f'{name} {mean:.0f}' for name, mean in seconds.items())}."
     )
 
 
 def _descend(
     model: DiffusionModel | EnergyModel, gradient_steps: int, learning_rate: float, step: Callable[[], object]
 ) -> None:
+    """Take gradient steps while the learning rate decays to zero along a cosine."""
     for i in range(gradient_steps):
-        set_learning_rate(model.optimizer, learning_rate * cosine_decay(i / gradient_steps))
+        decay = 0.5 * (1.0 + math.cos(math.pi * (i / gradient_steps)))
+        model.optimizer.param_groups[0]["lr"] = learning_rate * decay
         step()
 
 
-def _rows(model: DiffusionModel | EnergyModel, actions: th.Tensor, n: int) -> th.Tensor:
+def _minibatch(model: DiffusionModel | EnergyModel, actions: th.Tensor, n: int) -> th.Tensor:
     return th.randint(len(actions), (n,), generator=model.generator)
 
 
 def _name(beta: float) -> str:
     return "1/3" if math.isclose(beta, 1 / 3) else f"{beta:g}"
+
+
+if __name__ == "__main__":
+    print(tyro.cli(run_bandit, description=__doc__))

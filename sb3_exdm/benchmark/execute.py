@@ -1,49 +1,41 @@
-"""Many runs, each in a process and a run folder of its own: what is complete is not repeated."""
+"""Many runs, each in a process and a run folder of its own; complete runs are not repeated."""
 
-import multiprocessing
+import json
 import signal
 import threading
+import warnings
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch as th
+from joblib import Parallel, delayed
+from joblib.externals.loky import ProcessPoolExecutor
 from tqdm.auto import tqdm
 
-from sb3_exdm.common.serialization import read_json
-from sb3_exdm.runs.folder import CONFIG, SUMMARY, RunInterrupted
+from sb3_exdm.benchmark.plan import PlannedRun
+from sb3_exdm.finetuning.operators import OPERATORS
+from sb3_exdm.recipes import resolve, run_config
+from sb3_exdm.rewards.registry import REWARDS
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
+from sb3_exdm.runs.folder import RunFolder, RunInterrupted
 
 
-class SweepRun(Protocol):
-    """A run of a sweep. It is sent to another process, so it is plain data."""
-
-    @property
-    def folder(self) -> Path:
-        """Its run folder."""
-
-    @property
-    def requires(self) -> Path | None:
-        """Run folder that must be complete before this run starts."""
-
-    def differences(self, config: dict[str, Any]) -> list[str]:
-        """Settings in which a run in the folder, with this ``config.json``, is another one than this."""
-
-    def execute(self) -> None:
-        """Run; replaces what is in the folder."""
-
-
-def is_complete(run: SweepRun) -> bool:
+def is_complete(run: PlannedRun[Any]) -> bool:
     """
-    Whether the folder holds the whole run.
+    Tell whether the folder holds the whole run.
 
-    :param run: a run
-    :raises ValueError: if it holds a whole run with other settings than it would have today, which is not thrown away
+    :param run: run of a plan
+    :raises ValueError: if it holds a complete run with other settings, which is not thrown away
     :raises ArtifactError: if it is damaged, or from a newer version
     """
-    if not (run.folder / CONFIG).is_file() or not (run.folder / SUMMARY).is_file():
+    folder = RunFolder(run.folder)
+    if not folder.is_complete():
         return False
-    other = run.differences(read_json(run.folder / CONFIG))
+    config = resolve(run.config) if run.checked is None else run.config
+    text = json.dumps(folder.config)
+    if run.requires is not None:  # the sweep may have been moved, or named by another path
+        text = text.replace(json.dumps(folder.config["pretrained"]), json.dumps(str(run.requires)))
+    other = [name for name in config.differences(json.loads(text)) if run.checked is None or name in run.checked]
     if other:
         raise ValueError(
             f"{run.folder} holds a run with other settings ({', '.join(other)}); remove it, or choose another folder."
@@ -51,92 +43,93 @@ def is_complete(run: SweepRun) -> bool:
     return True
 
 
-def check_sweep(out: Path, jobs: int) -> None:
-    """:raises ValueError: if the output folder is a file, or there is nobody to work"""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"The output folder {out} is a file; name a folder.")
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}.")
-
-
-def run_missing(runs: Sequence[SweepRun], out: Path, jobs: int) -> None:
+def run_missing(runs: Sequence[PlannedRun[Any]], jobs: int) -> None:
     """
-    Run what is not complete, in this order as far as what a run requires allows it.
+    Run what is not complete: first the runs that require no other, then those whose requirement is complete.
 
-    :param runs: the runs
-    :param out: folder of the sweep, for the message
-    :param jobs: processes, each with one thread
-    :raises ChildProcessError: if a run fails; the others are still run
+    Every run has a new process with one thread, so that its peak memory is its own, and so that a process that is killed takes
+    no other run with it. Workers of joblib's own process pool are reused; here, joblib's threads start one of loky's for each
+    run.
+
+    :param runs: runs
+    :param jobs: number of runs at the same time
+    :raises ChildProcessError: if runs fail; the others are still run
     :raises RunInterrupted: if stopped from the keyboard
     """
-    waiting = [run for run in runs if not is_complete(run)]
-    if not waiting:
-        return
-    n_runs, failures, failed = len(waiting), [], set()
-    # A fresh process for every run, so that its peak memory is its own; spawned, because PyTorch does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    active: dict[Any, tuple[SweepRun, Any]] = {}
+    missing = [run for run in runs if not is_complete(run)]
+    failures: list[str] = []
+    processes = _Processes()
     try:
-        with tqdm(total=n_runs, unit="run", disable=None) as bar:
-            while waiting or active:
-                unfinished = {run.folder for run in waiting} | {run.folder for run, _ in active.values()}
-                ready = [run for run in waiting if run.requires not in unfinished]
-                for run in ready[: jobs - len(active)]:
-                    waiting.remove(run)
-                    receiver, sender = context.Pipe(duplex=False)
-                    process = context.Process(target=_work, args=(run, sender), daemon=True)
-                    process.start()
-                    sender.close()  # so that the end of the process closes the pipe
-                    active[receiver] = run, process
-                for ended in wait(list(active)):
-                    run, process = active.pop(ended)
-                    failure = _result(run, process, ended)
-                    if failure:
-                        failures.append(failure)
-                        failed.add(run.folder)
-                    hopeless = [later for later in waiting if later.requires in failed]
-                    waiting = [later for later in waiting if later not in hopeless]
-                    failures += [f"{later.folder.name}: needs {run.folder.name}" for later in hopeless]
-                    bar.update(1 + len(hopeless))
+        with tqdm(total=len(missing), unit="run", disable=None) as bar:
+            for stage in ([run for run in missing if run.requires is None], [run for run in missing if run.requires]):
+                ready = [run for run in stage if run.requires is None or RunFolder(run.requires).is_complete()]
+                failures += [f"{run.folder.name}: needs {run.requires}" for run in stage if run not in ready]
+                bar.update(len(stage) - len(ready))
+                results = Parallel(jobs, backend="threading", return_as="generator_unordered")(
+                    delayed(processes.execute)(run) for run in ready
+                )
+                for failure in results:
+                    failures += [failure] if failure else []
+                    bar.update()
     except KeyboardInterrupt:
-        raise RunInterrupted(f"Interrupted; complete runs are kept in {out}, the same command does the rest.") from None
+        raise RunInterrupted("Interrupted; complete runs are kept, and the same command does the rest.") from None
     finally:
-        for _, process in active.values():
-            process.terminate()
-        for _, process in active.values():
-            process.join()
+        processes.stop()
     if failures:
-        raise ChildProcessError(f"{len(failures)} of {n_runs} runs failed: {'; '.join(failures)}")
+        raise ChildProcessError(f"{len(failures)} of {len(missing)} runs failed: {'; '.join(failures)}")
 
 
-def run_one(run: SweepRun) -> str | None:
-    """
-    :param run: what to run
-    :return: what went wrong, if anything did
-    """
-    try:
-        run.execute()
-    except Exception as error:  # one failure must not end the sweep
-        return f"{run.folder.name}: {type(error).__name__}: {error}"
-    return None
+class _Processes:
+    """Processes that execute runs now, to end them when the sweep is interrupted."""
+
+    def __init__(self) -> None:
+        self._executors: set[Any] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def execute(self, run: PlannedRun[Any]) -> str | None:
+        """Execute a run in a new process; returns what failed."""
+        with self._lock:
+            if self._stopped:
+                return None
+            executor = ProcessPoolExecutor(max_workers=1, initializer=_prepare_process)
+            self._executors.add(executor)
+        try:
+            registry, name = _registered(run.config)
+            executor.submit(_work, run, name and registry[name]).result()
+        except Exception as error:  # one failure must not end the sweep
+            return f"{run.folder.name}: {type(error).__name__}: {error}"
+        finally:
+            executor.shutdown()
+            self._executors.discard(executor)
+        return None
+
+    def stop(self) -> None:
+        """End all processes."""
+        with self._lock:
+            self._stopped = True
+        for executor in list(self._executors):
+            executor.shutdown(kill_workers=True)
 
 
-def _work(run: SweepRun, sender: Connection) -> None:
-    """The whole life of a process."""
-    # An interruption reaches all processes; the one that started the others ends them.
+def _prepare_process() -> None:
+    # An interruption from the keyboard reaches all processes; the one that started the others ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     th.set_num_threads(1)
-    # The lock that tqdm makes by default is a semaphore of the system, which a process that is ended leaves behind.
+    # A summary says it too, with the name of its run.
+    warnings.filterwarnings("ignore", message="Fine-tuning saw no reward")
+    # The default lock of tqdm is a semaphore of the system, which a process that is killed leaves behind.
     tqdm.set_lock(threading.RLock())
-    sender.send(run_one(run))
 
 
-def _result(run: SweepRun, process: Any, receiver: Any) -> str | None:
-    try:
-        failure = receiver.recv()
-    except EOFError:
-        process.join()
-        failure = f"{run.folder.name}: the process ended with exit code {process.exitcode}"
-    process.join()
-    receiver.close()
-    return failure
+def _registered(config: PretrainConfig | FinetuneConfig) -> tuple[Any, str | None]:
+    """Registry and name of what a user may have registered in a module that a new process has not imported."""
+    return (REWARDS, config.reward) if isinstance(config, PretrainConfig) else (OPERATORS, config.operator)
+
+
+def _work(run: PlannedRun[Any], entry: Any) -> None:
+    """Execute a run. Unpickling ``entry``, its reward or operator, has imported the module of the user."""
+    registry, name = _registered(run.config)
+    if name is not None and name not in registry:  # registered in a script, which is pickled by value
+        registry.register(name)(entry)
+    run_config(run.config, run.folder, overwrite=True, device="cpu", progress_bar=False)

@@ -1,126 +1,137 @@
-"""
-Fine-tuning in the mazes: the operators beside each other, the Gaussian that explored, and learning from scratch.
+"""Fine-tuning in the mazes: the operators beside the Gaussian policy that explored, and learning from scratch."""
 
-The goal is the cell furthest from the start, with a reward of 1 only there. Every run is a run folder of its own, so a sweep
-that was stopped goes on where it was; runs are made seed by seed, so that it holds the first seeds of everything.
-"""
-
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from sb3_exdm.benchmark.execute import check_sweep, is_complete
-from sb3_exdm.benchmark.finetune_report import draw, make_report, table_rows
-from sb3_exdm.benchmark.plan import METHODS, REUSE, Adaptation, Exploration, check_any, check_reuse, run_and_collect
-from sb3_exdm.benchmark.tables import check_seeds, write_csv, write_text
-from sb3_exdm.common.validation import check_integers
-from sb3_exdm.envs import MazeLayout
-from sb3_exdm.plots import read_run
+import pandas as pd
+from tyro.conf import arg
 
-MAZES = ("SquareC", "SquareTree", "SquareBottleneck", "SquareLarge")
-ENV_KWARGS: dict[str, Any] = {
+from sb3_exdm.benchmark.base import METHODS, FinetuneSweep, Folder, Mazes, ReuseData, method_of
+from sb3_exdm.benchmark.plan import PlannedRun, short_name
+from sb3_exdm.benchmark.statistics import DIFFERENCES, RATE_INTERVAL
+from sb3_exdm.benchmark.tables import count, interval_table, markdown_table, value_at, write_text
+from sb3_exdm.envs import GoalTask, MazeLayout
+from sb3_exdm.plots import plot_runs
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
+from sb3_exdm.runs.folder import RunFolder
+
+GOAL: dict[str, Any] = {
     "reward_type": "sparse",
     "goal_cell": "farthest",
     "goal_radius": 0.5,
     "terminate_on_success": True,
 }
-"""The task."""
-N_EVAL_EPISODES = 50
+"""The task, as arguments of the maze: a reward of 1 in the cell furthest from the start, where the episode ends."""
+CHECKPOINTS = (5_000, 10_000, 20_000)
+"""Steps at which the success rate is reported besides the end."""
+_DATA = {False: "new data only", True: "reused data"}
 
 
-def env_id(maze: str) -> str:
-    """Id of a maze."""
-    return f"Maze2d-{maze}-v0"
-
-
-def run_finetune_sweep(
-    out: str | Path,
-    mazes: Sequence[str] = MAZES,
-    methods: Sequence[str] = METHODS,
-    seeds: Sequence[int] = range(5),
-    reuse_data: str = "both",
-    steps: int = 20_000,
-    pretrain_steps: int = 100_000,
-    pretrained: str | Path | None = None,
-    jobs: int = 2,
-    report_only: bool = False,
-) -> str:
+@dataclass(kw_only=True)
+class FinetuneBenchmark(FinetuneSweep):
     """
-    Run what is missing of a sweep, then write ``runs.csv``, ``results.md`` and ``finetune.png``.
+    Fine-tuning in the mazes to the furthest cell: every operator, the Gaussian that explored, and learning from scratch.
 
-    :param out: folder of the sweep
-    :param mazes: names or env ids of mazes
-    :param methods: some of :data:`METHODS`
-    :param seeds: seeds, of the pre-training as well
-    :param reuse_data: ``"yes"``, ``"no"`` or ``"both"``; from scratch there is nothing to use again
-    :param steps: environment steps of a run
-    :param pretrain_steps: environment steps of a pre-training
-    :param pretrained: folder with the pre-training runs ``<maze>-<seed>``, where missing ones are made; by default
-        ``<out>/pretrained``
-    :param jobs: processes, each with one thread
-    :param report_only: run nothing, report the runs that are complete
-    :return: the tables in Markdown
-    :raises ValueError: for unknown names or numbers out of range, or if there is nothing to report
-    :raises ChildProcessError: if a run fails; the others are still run
-    :raises RunInterrupted: if stopped from the keyboard
+    Runs that are complete in the output folder are not repeated, so an interrupted sweep goes on where it was; missing runs of
+    pre-training are made first. Writes runs.csv, results.md, and finetune.png or, with reused data, finetune-reuse.png. One
+    run of 20,000 steps takes about a minute on one core, the pre-training of a maze and a seed one to two.
+
+    Example: exdm benchmark finetune --methods select gaussian --mazes SquareTree --seeds 10-12
     """
-    out = Path(out)
-    check_sweep(out, jobs)
-    check_integers(steps=(steps, 1), pretrain_steps=(pretrain_steps, 1))
-    seeds = check_seeds(seeds)
-    explored_in = out / "pretrained" if pretrained is None else Path(pretrained)
-    explorations, adaptations = _runs(out, explored_in, mazes, methods, seeds, reuse_data, steps, pretrain_steps)
-    complete = run_and_collect(out, explorations, adaptations, seeds, jobs, report_only)
-    rows = table_rows(complete, [read_run(run.folder) for run in complete])
-    write_csv(out / "runs.csv", rows)
-    report = make_report(rows, adaptations, [run for run in explorations if is_complete(run)], ENV_KWARGS)
-    write_text(out / "results.md", report)
-    draw(complete, [read_run(run.folder) for run in complete], out / "finetune.png", METHODS)
-    return report
+
+    out: Folder = Path("runs/finetune-benchmark")
+    mazes: Mazes = (
+        "SquareC",
+        "SquareTree",
+        "SquareBottleneck",
+        "SquareLarge",
+    )
+    """Names or env ids of mazes."""
+    reuse_data: ReuseData = "both"
+    pretrained: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: <out>/pretrained)")] = None
+    """Folder with runs of exdm pretrain named <maze>-<seed>; missing ones are made there."""
+
+    settings: ClassVar[dict[str, Any]] = {"env_kwargs": GOAL}
+
+    def tasks(self) -> list[str]:
+        return [f"Maze2d-{name}-v0" for name in dict.fromkeys(MazeLayout.load(maze).name for maze in self.mazes)]
+
+    def pretrainings(self, env_id: str, seed: int) -> list[PlannedRun[PretrainConfig]]:
+        folder = (self.pretrained or self.out / "pretrained") / f"{short_name(env_id)}-{seed}"
+        config = PretrainConfig.make(env_id=env_id, total_timesteps=self.pretrain_steps, seed=seed, checkpoint_freq=0)
+        # Any pre-training of this length will do, with another reward for example.
+        return [PlannedRun(folder, config, checked=("env_id", "total_timesteps", "seed"))]
+
+    def folder_name(self, config: FinetuneConfig, pretraining: PlannedRun[PretrainConfig] | None) -> str:
+        data = "reuse" if config.reuse_data else "fresh"
+        return f"{short_name(config.env_id)}-{method_of(config)}-{data}-{config.seed}"
+
+    def report(self, runs: list[PlannedRun[FinetuneConfig]]) -> list[str]:
+        checkpoints = [steps for steps in CHECKPOINTS if steps < self.steps] + [self.steps]
+        figures = pd.DataFrame([_figures(run, checkpoints) for run in runs])
+        write_text(self.out / "runs.csv", figures.to_csv(index=False))
+        n_seeds = len(set(self.seeds))
+        parts = [f"Success rate of the greedy policy in the mazes, mean over {count(n_seeds, 'seed')} with a {RATE_INTERVAL}."]
+        for reuse_data, mine in figures.groupby("reuse_data"):
+            folders = [self.out / folder for folder in mine["folder"]]
+            plot_runs(folders, self.out / f"finetune{'-reuse' if reuse_data else ''}.png", metric="success_rate")
+            for steps in checkpoints:
+                cells = interval_table(mine, f"success_{steps}", n_seeds)
+                if steps == self.steps:
+                    cells["seconds per run"] = mine.groupby("method")["seconds"].mean().map("{:.0f}".format)
+                parts += [f"After {steps:,} steps, {_DATA[reuse_data]}:", markdown_table(cells)]
+            if mine["method"].nunique() > 1:
+                cells = interval_table(mine, f"success_{self.steps}", n_seeds, differences=True)
+                parts += [f"{DIFFERENCES}, {_DATA[reuse_data]}:", markdown_table(cells)]
+        default = figures[(figures["method"] == METHODS[0]) & figures["distilled"].notna()]
+        if len(default):
+            columns = {"fine-tuned": f"success_{self.steps}", "distilled": "distilled"}
+            labels = {name: name + ", " + default["reuse_data"].map(_DATA) for name in columns}
+            both = [default.assign(method=labels[name], rate=default[column]) for name, column in columns.items()]
+            parts += [
+                f"{METHODS[0]} at the end of a run, and the single diffusion policy that it was distilled into, which acts "
+                "without critic and Gaussian:",
+                markdown_table(interval_table(pd.concat(both), "rate", n_seeds)),
+            ]
+        explored = list(dict.fromkeys(run.requires for run in runs if run.requires is not None))
+        if explored:
+            parts += ["Seeds whose pre-training reached the goal:", markdown_table(_reached(explored))]
+        return parts
 
 
-def _runs(
-    out: Path,
-    explored_in: Path,
-    mazes: Sequence[str],
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    reuse_data: str,
-    steps: int,
-    pretrain_steps: int,
-) -> tuple[list[Exploration], list[Adaptation]]:
-    """All runs of the sweep, whether complete or not."""
-    if not mazes or not methods:
-        raise ValueError("A sweep needs at least one maze and one method.")
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown:
-        raise ValueError(f"Unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
-    check_reuse(reuse_data)
-    names = list(dict.fromkeys(MazeLayout.load(maze).name for maze in mazes))
-    adaptations = [
-        Adaptation(
-            env_id(maze),
-            method,
-            seed,
-            steps,
-            None if method == "scratch" else explored_in / f"{maze}-{seed}",
-            out / f"{maze}-{method}-{'reuse' if reuse else 'fresh'}-{seed}",
-            reuse,
-            ENV_KWARGS,
-            N_EVAL_EPISODES,
-        )
-        for seed in seeds
-        for maze in names
-        for method in dict.fromkeys(methods)
-        for reuse in REUSE[reuse_data]
-        if not (reuse and method == "scratch")
-    ]
-    check_any(adaptations)
-    needed = {run.pretrained for run in adaptations}
-    explorations = [
-        Exploration(env_id(maze), seed, pretrain_steps, folder)
-        for seed in seeds
-        for maze in names
-        if (folder := explored_in / f"{maze}-{seed}") in needed
-    ]
-    return explorations, adaptations
+def _figures(run: PlannedRun[FinetuneConfig], checkpoints: list[int]) -> dict[str, Any]:
+    """Row of ``runs.csv``."""
+    config, summary, progress = run.config, RunFolder(run.folder).summary, RunFolder(run.folder).progress()
+    rates = progress["timesteps"], progress["success_rate"]
+    return {
+        "task": short_name(config.env_id),
+        "method": method_of(config),
+        "reuse_data": config.reuse_data,
+        "seed": config.seed,
+        "timesteps": summary["timesteps"],
+        **{f"success_{steps}": value_at(steps, *rates) for steps in checkpoints},
+        "mean_reward": summary["mean_reward"],
+        "distilled": summary.get("distilled_success_rate"),
+        "saw_reward": summary["saw_reward"],
+        "seconds": summary["seconds"],
+        "folder": run.folder.name,
+    }
+
+
+def _reached(folders: list[Path]) -> pd.DataFrame:
+    """Number of steps of the pre-training runs in the goal."""
+    rows = []
+    for folder in map(RunFolder, folders):
+        env_id = folder.config["env_id"]
+        task = GoalTask(MazeLayout.load(env_id), **GOAL)
+        distances = task.distance(folder.transitions()["next_observations"], task.goal)
+        rows.append((short_name(env_id), str(task.goal_cell), int((distances <= task.goal_radius).sum())))
+    groups = pd.DataFrame(rows, columns=["maze", "cell", "steps"]).groupby("maze", sort=False)
+    return pd.DataFrame(
+        {
+            "goal cell": groups["cell"].first(),
+            "seeds": groups["steps"].apply(lambda steps: f"{(steps > 0).sum()} of {len(steps)}"),
+            "median number of steps there": groups["steps"].median().map("{:,.0f}".format),
+        }
+    )

@@ -1,24 +1,27 @@
-"""Tables of figures, for people and for spreadsheets."""
+"""Tables of figures, for readers and for spreadsheets."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from sb3_exdm.benchmark.statistics import Interval, mean_interval, rate_interval
 from sb3_exdm.common.serialization import atomic_path
 
+NOTHING = "–"
+"""Cell without a value."""
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    A Markdown table, its columns aligned so that it can be read as it is.
 
-    :param header: names of the columns
-    :param rows: cells; the first column is aligned to the left, the others to the right
+def markdown_table(cells: pd.DataFrame) -> str:
     """
-    table = [list(header), *map(list, rows)]
-    widths = [max(3, *(len(row[i]) for row in table)) for i in range(len(header))]
+    Markdown table with aligned columns.
+
+    :param cells: strings, NaN for none; the name of the index heads the first column
+    """
+    cells = cells.fillna(NOTHING)
+    table = [[str(cells.index.name or ""), *cells.columns], *([name, *row] for name, *row in cells.itertuples())]
+    widths = [max(3, *(len(row[i]) for row in table)) for i in range(len(table[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [
         [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
@@ -27,68 +30,95 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def mean_std(values: Sequence[float]) -> str:
+def interval_cell(interval: Interval, sign: str = "") -> str:
     """
-    ``mean ± standard deviation``; the mean alone of a single value, a dash of none.
+    Format as ``value [low, high]``, or the value alone where there is no interval.
 
-    :param values: one per seed
+    :param interval: estimate with its interval
+    :param sign: ``"+"`` to write the sign of positive numbers too
     """
-    if not len(values):
-        return "–"
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+    digits = f"{sign}.3f" if abs(interval.value) < 10 else f"{sign},.1f"
+    ends = "" if np.isnan(interval.low) else f" [{interval.low:{digits}}, {interval.high:{digits}}]"
+    return f"{interval.value:{digits}}{ends}"
 
 
-def bootstrap_interval(groups: Sequence[Sequence[float]], n_resamples: int = 10_000) -> tuple[float, float]:
+def score_matrix(figures: pd.DataFrame, method: str, value: str) -> pd.DataFrame:
     """
-    95 % percentile bootstrap interval of a mean of means: each group is resampled on its own, as in rliable's stratified
-    bootstrap. The resamples are always the same. With few values such an interval is too narrow rather than too wide.
+    Values of a method, a row for each seed and a column for each task that any method has; NaN where there is no run.
 
-    :param groups: values of each group, at least one; a group may be the seeds of a maze
-    :param n_resamples: number of resamples
+    :param figures: a row for each run, with columns ``method``, ``task`` and ``seed``
+    :param method: name of the method
+    :param value: name of the column
     """
-    rng = np.random.default_rng(0)
-    means = np.zeros(n_resamples)
-    for group in groups:
-        values = np.asarray(group, dtype=np.float64)
-        means += values[rng.integers(len(values), size=(n_resamples, len(values)))].mean(axis=1)
-    low, high = np.quantile(means / len(groups), [0.025, 0.975])
-    return float(low), float(high)
+    mine = figures[figures["method"] == method]
+    return mine.pivot(index="seed", columns="task", values=value).reindex(columns=figures["task"].unique()).astype(float)
 
 
-def value_at(steps: int, timesteps: np.ndarray, values: np.ndarray) -> float | None:
+def interval_table(
+    figures: pd.DataFrame,
+    value: str,
+    n_seeds: int,
+    interval: Callable[[np.ndarray], Interval] = rate_interval,
+    *,
+    differences: bool = False,
+) -> pd.DataFrame:
     """
-    A curve after some steps, interpolated between two points; None if it ends before.
+    Means over seeds with their intervals, a row for each method and a column for each task. The last column is over all
+    tasks, where a seed counts once: with its mean, if it has all tasks. The number of seeds is in a cell that lacks some.
+
+    :param figures: a row for each run, with columns ``method``, ``task`` and ``seed``
+    :param value: name of the column to average
+    :param n_seeds: number of seeds of a full cell
+    :param interval: function that computes mean and interval of the seeds
+    :param differences: compare with the first method, paired over seeds, with intervals of the paired t test
+    """
+    methods = list(figures["method"].unique())
+    scores = {method: score_matrix(figures, method, value) for method in methods}
+    if differences:
+        interval = mean_interval
+        scores = {f"{method} − {methods[0]}": scores[method] - scores[methods[0]] for method in methods[1:]}
+
+    def cell(values: pd.Series) -> str:
+        if values.empty:
+            return NOTHING
+        text = interval_cell(interval(values.to_numpy()), "+" if differences else "")
+        return text if len(values) == n_seeds else f"{text}, n = {len(values)}"
+
+    rows = {}
+    for label, matrix in scores.items():
+        rows[label] = {task: cell(column.dropna()) for task, column in matrix.items()}
+        if matrix.shape[1] > 1:
+            rows[label]["all"] = cell(matrix.dropna().mean(axis=1))
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("difference" if differences else "method")
+
+
+def value_at(steps: int, timesteps: np.ndarray, values: np.ndarray) -> float:
+    """
+    Interpolate a curve; NaN beyond its end.
 
     :param steps: environment steps
     :param timesteps: environment steps of the points, increasing, ``(n,)``
     :param values: ``(n,)``
     """
-    return None if timesteps[-1] < steps else round(float(np.interp(steps, timesteps, values)), 4)
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """
-    :param path: the file, written whole or not at all
-    :param rows: at least one; all have the keys of the first
-    """
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    return round(float(np.interp(steps, timesteps, values, right=np.nan)), 4)
 
 
 def write_text(path: Path, text: str) -> None:
     """
-    :param path: the file, written whole or not at all
-    :param text: what to write
+    Write a text file, whole or not at all.
+
+    :param path: file
+    :param text: contents
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
 
 
-def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """:raises ValueError: if there are none"""
-    if not len(seeds):
-        raise ValueError("A benchmark needs at least one seed.")
-    return list(seeds)
+def count(number: int, what: str) -> str:
+    """
+    Count in words: ``1 run``, ``2 runs``.
+
+    :param number: number of things
+    :param what: noun in the singular
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,57 +1,83 @@
-"""The command ``exdm``: what it makes of its arguments, and of what goes wrong."""
+"""
+The command ``exdm``.
 
-from __future__ import annotations
+Each subcommand is a module of its own, imported when it is used, so that ``exdm --help`` answers before PyTorch is imported.
+"""
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from importlib import import_module
+from pathlib import Path
 
-import tyro
-from tyro.conf import subcommand
-
-from sb3_exdm.cli.commands import Benchmark, Clone, Evaluate, Finetune, Plot, Pretrain, Report
-
-Command = (
-    Annotated[Pretrain, subcommand("pretrain")]
-    | Annotated[Finetune, subcommand("finetune")]
-    | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Plot, subcommand("plot")]
-    | Annotated[Report, subcommand("report")]
-    | Annotated[Clone, subcommand("clone")]
-    | Annotated[Benchmark, subcommand("benchmark")]
-)
+COMMANDS = {
+    "pretrain": "Explore an environment without its reward.",
+    "finetune": "Fine-tune a pre-trained agent on a task, or train from scratch.",
+    "evaluate": "Evaluate an agent on whole episodes.",
+    "clone": "Fit a diffusion policy to recorded transitions.",
+    "plot": "Draw the curves of several runs in one figure.",
+    "report": "Aggregate fine-tuning runs over tasks and seeds.",
+    "benchmark": "Run the benchmarks of the documentation.",
+}
+"""Subcommands and what they do; each is the module of the same name."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    Run the command line. Whatever is wrong with the input is one sentence on stderr and exit code 2; set ``EXDM_DEBUG=1`` to
-    see where an error came from.
+    Run the command line. Bad input ends with one sentence on stderr and exit code 2; set ``EXDM_DEBUG=1`` for the traceback.
 
-    :param argv: arguments after the name of the command, those of the process by default
+    :param argv: arguments after the name of the command, by default those of the process
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h"):
+        print(_help())
+    elif name == "--version":
+        print(f"exdm {(Path(__file__).parents[1] / 'version.txt').read_text(encoding='utf-8').strip()}")
+    elif name not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        _fail(f"There is no command {name!r}.{hint} Choose one of {', '.join(COMMANDS)}; see exdm --help.")
+    else:
+        _run(name, arguments[1:])
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: exdm COMMAND [--help] [FLAGS]",
+            "",
+            "Reward-free exploration with diffusion models, for Gymnasium and Stable-Baselines3.",
+            "",
+            *lines,
+            "",
+            "exdm COMMAND --help shows the flags of a command, exdm --version the version.",
+        ]
+    )
+
+
+def _run(name: str, argv: list[str]) -> None:
+    warnings.showwarning = lambda message, *_: print(f"exdm: warning: {message}", file=sys.stderr)
     try:
-        command = tyro.cli(
-            Command,
-            prog="exdm",
-            description="Reward-free exploration with diffusion models, for Gymnasium and Stable-Baselines3.",
-            args=argv,
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
-        command.run()
+        import_module(f"sb3_exdm.cli.{name}").run(argv)
     except KeyboardInterrupt:
         _fail("Interrupted.")
-    except BrokenPipeError:  # as in `exdm --help | head`
+    except BrokenPipeError:  # as in `exdm pretrain --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        if os.environ.get("EXDM_DEBUG") or not _is_for_users(error):
+        if os.environ.get("EXDM_DEBUG") or not _is_about_input(error):
             raise
         _fail(_sentence(error))
 
 
-def _is_for_users(error: Exception) -> bool:
-    """Whether an error is about the input; any other ``RuntimeError`` is a bug that should show where it is."""
+def _is_about_input(error: Exception) -> bool:
+    """Any ``RuntimeError`` but an interruption is a defect, which should show where it is."""
     from sb3_exdm.runs.folder import RunInterrupted
 
     return not isinstance(error, RuntimeError) or isinstance(error, RunInterrupted)
@@ -66,7 +92,3 @@ def _sentence(error: BaseException) -> str:
 def _fail(message: str) -> None:
     print(f"exdm: {message}", file=sys.stderr)
     raise SystemExit(2)
-
-
-if __name__ == "__main__":
-    main()

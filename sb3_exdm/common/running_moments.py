@@ -6,19 +6,19 @@ from torch import nn
 
 class RunningMoments(nn.Module):
     """
-    Mean and variance of a stream of batches: exact over the first batches, then a moving average, so that it follows
-    a distribution that drifts as exploration proceeds.
+    Mean and variance of a stream of batches: exact over the first batches, then a moving average, to follow a
+    distribution that drifts.
 
     :param dim: number of columns
-    :param min_weight: min_q weight of a new batch; the memory is about ``1 / min_weight`` batches
-    :param std_floor: columns with a smaller standard deviation are taken as constant and not blown up
+    :param min_weight: minimum weight of a new batch; the memory is about ``1 / min_weight`` batches
+    :param std_floor: smallest standard deviation of a column that is not taken as constant; constant columns are not scaled
     :param device: PyTorch device
     """
 
     mean: th.Tensor
     var: th.Tensor
     std: th.Tensor
-    """Standard deviation ``(dim,)``; one where a column is constant."""
+    """Standard deviation ``(dim,)``; 1 where a column is constant."""
     n_batches: th.Tensor
 
     def __init__(
@@ -29,13 +29,17 @@ class RunningMoments(nn.Module):
         self.std_floor = std_floor
         self.register_buffer("mean", th.zeros(dim, device=device))
         self.register_buffer("var", th.ones(dim, device=device))
-        # Kept, not computed when asked for: single states are standardized far more often than batches are added.
+        # Stored rather than a property: single states are standardized far more often than batches are added.
         self.register_buffer("std", th.ones(dim, device=device))
         self.register_buffer("n_batches", th.zeros((), dtype=th.int64))
 
     @th.no_grad()
     def update(self, batch: th.Tensor) -> None:
-        """:param batch: ``(n, dim)``, at least one row"""
+        """
+        Add a batch.
+
+        :param batch: ``(n, dim)``, n at least 1
+        """
         batch_var, batch_mean = th.var_mean(batch, dim=0, correction=0)
         self.n_batches += 1
         weight = max(1.0 / self.n_batches.item(), self.min_weight)
@@ -49,5 +53,9 @@ class RunningMoments(nn.Module):
         self.std.copy_(th.where(std > floor, std, 1.0))
 
     def standardize(self, batch: th.Tensor) -> th.Tensor:
-        """:param batch: ``(n, dim)``"""
+        """
+        Subtract the mean and divide by the standard deviation.
+
+        :param batch: ``(n, dim)``
+        """
         return (batch - self.mean) / self.std

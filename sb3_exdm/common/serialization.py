@@ -160,7 +160,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": list(space.shape)}
+        return {"type": "MultiBinary", "shape": space.n if isinstance(space.n, int) else list(space.n)}
     if isinstance(space, spaces.Dict):
         return {"type": "Dict", "spaces": {key: space_to_json(part) for key, part in space.spaces.items()}}
     raise ValueError(f"Cannot save the space {space}: only Box, Discrete, MultiDiscrete, MultiBinary and Dict of these.")
@@ -193,5 +193,6 @@ def space_from_json(description: dict[str, Any]) -> spaces.Space:
     if kind == "MultiBinary":
         return spaces.MultiBinary(description["shape"])
     if kind == "Dict":
-        return spaces.Dict({key: space_from_json(part) for key, part in description["spaces"].items()})
+        # Pairs keep their order; a dict would be sorted, and encoded in another order than before.
+        return spaces.Dict([(key, space_from_json(part)) for key, part in description["spaces"].items()])
     raise ArtifactError(f"Unknown space {kind!r}.")

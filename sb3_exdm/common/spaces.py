@@ -180,14 +180,17 @@ def check_vector_spaces(observation_space: spaces.Space, action_space: spaces.Sp
         )
 
 
-def scale_actions(actions: Any, space: spaces.Box) -> np.ndarray:
+def scale_actions(actions: Any, space: spaces.Box, dtype: Any = np.float64) -> np.ndarray:
     """
-    :param actions: in the units of the environment, ``(n, *shape)``
-    :param space: their space
-    :return: in [-1, 1], float32 ``(n, dim)``; what lies outside is clipped
+    Scale actions to [-1, 1].
+
+    :param actions: actions in the units of the environment, ``(n, *shape)``
+    :param space: action space
+    :param dtype: precision of the arithmetic, None for that of the actions
+    :return: clipped to [-1, 1], float32 ``(n, dim)``
     """
     low, high = space.low.reshape(-1), space.high.reshape(-1)
-    rows = np.asarray(actions, dtype=np.float64).reshape(len(actions), -1)
+    rows = np.asarray(actions, dtype=dtype).reshape(len(actions), -1)
     return np.clip(2.0 * (rows - low) / (high - low) - 1.0, -1.0, 1.0).astype(np.float32)
 
 

@@ -3,10 +3,11 @@
 import difflib
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
@@ -106,17 +107,25 @@ def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
             signature = inspect.signature(constructor)
         except (TypeError, ValueError):
             return found, True
-        try:
-            hints = get_type_hints(constructor)
-        except Exception:  # names that exist only for type checkers
-            hints = {}
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         for key, parameter in signature.parameters.items():
             if key != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(key, hints.get(key, Any))
+                found.setdefault(key, _resolve(parameter.annotation, constructor))
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return found, False
     return found, True
+
+
+def _resolve(annotation: Any, function: Callable[..., Any]) -> Any:
+    """A type hint, which may be written as a string; Any where a name exists only for type checkers."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, vars(inspect.getmodule(function)))
+    except Exception:
+        return Any
 
 
 def is_instance(value: Any, hint: Any) -> bool:
@@ -174,4 +183,6 @@ def describe_type(hint: Any) -> str:
         return describe_type(arguments[0])
     if hint is type(None):
         return "None"
-    return getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
+    if arguments:
+        return re.sub(r"\b(?:\w+\.)+", "", str(hint))  # list[int] rather than list
+    return getattr(hint, "__name__", None) or str(hint)

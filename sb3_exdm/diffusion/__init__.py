@@ -1,17 +1,8 @@
-"""The generative model. Knows nothing about reinforcement learning."""
+"""The generative model, independent of reinforcement learning."""
 
-from sb3_exdm.diffusion.loss import denoising_error, gaussian_denoising_error
-from sb3_exdm.diffusion.model import DiffusionModel
-from sb3_exdm.diffusion.networks import FourierFeatures, NoisePredictor
+from sb3_exdm.diffusion.energy import EnergyModel, contrastive_energy_loss
+from sb3_exdm.diffusion.model import DiffusionModel, denoising_error
+from sb3_exdm.diffusion.networks import NoisePredictor
 from sb3_exdm.diffusion.schedule import VPSchedule
-from sb3_exdm.diffusion.solver import dpm_solver_2m
 
-__all__ = [
-    "DiffusionModel",
-    "FourierFeatures",
-    "NoisePredictor",
-    "VPSchedule",
-    "denoising_error",
-    "dpm_solver_2m",
-    "gaussian_denoising_error",
-]
+__all__ = ["DiffusionModel", "EnergyModel", "NoisePredictor", "VPSchedule", "contrastive_energy_loss", "denoising_error"]

@@ -1,5 +1,6 @@
-"""Networks that predict the noise in a noisy sample."""
+"""Networks that predict the noise in noisy samples."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,10 +10,10 @@ from torch import nn
 
 class FourierFeatures(nn.Module):
     """
-    Appends the sines and cosines of an input at fixed frequencies, so that a small network can draw fine detail
+    Append sines and cosines of the input at fixed frequencies, so that a small network can represent fine detail
     (Tancik et al. 2020, arXiv 2006.10739).
 
-    :param frequencies: angular frequencies, applied to every dimension; empty means that the input passes unchanged
+    :param frequencies: angular frequencies, applied to every dimension; empty for the input alone
     """
 
     frequencies: th.Tensor
@@ -22,7 +23,7 @@ class FourierFeatures(nn.Module):
         self.register_buffer("frequencies", th.tensor(frequencies, dtype=th.float32))
 
     def output_dim(self, input_dim: int) -> int:
-        """Width of the output for an input of width ``input_dim``."""
+        """Compute the width of the output for an input of width ``input_dim``."""
         return input_dim * (1 + 2 * len(self.frequencies))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
@@ -34,10 +35,10 @@ class FourierFeatures(nn.Module):
 
 class NoiseLevelFeatures(nn.Module):
     r"""
-    Describes a noise level to a network by its log signal-to-noise ratio and a few sines and cosines of it. The log
-    ratio is the natural clock of the process: equal steps of it are equally informative (Kingma et al. 2021, 2107.00630).
+    Encode a noise level as its log signal-to-noise ratio with sines and cosines of it. Equal steps of the log ratio are
+    equally informative (Kingma et al. 2021, arXiv 2107.00630).
 
-    :param n_frequencies: number of octaves of sines and cosines
+    :param n_frequencies: octaves of sines and cosines
     """
 
     frequencies: th.Tensor
@@ -48,13 +49,16 @@ class NoiseLevelFeatures(nn.Module):
         self.output_dim = 1 + 2 * n_frequencies
 
     def forward(self, log_snr: th.Tensor) -> th.Tensor:
-        """:param log_snr: of shape ``(batch,)``"""
+        """
+        :param log_snr: log signal-to-noise ratios, ``(batch,)``
+        :return: features, ``(batch, output_dim)``
+        """
         phases = log_snr.unsqueeze(1) * self.frequencies  # (batch, n_frequencies)
         return th.cat([0.25 * log_snr.unsqueeze(1), phases.sin(), phases.cos()], dim=1)
 
 
 class ResidualBlock(nn.Module):
-    """LayerNorm, a layer four times as wide, Mish, and back, around a skip connection."""
+    """Residual block: LayerNorm, a hidden layer four times as wide, Mish, and the output layer."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -68,12 +72,12 @@ class ResidualBlock(nn.Module):
 
 class NoisePredictor(nn.Module):
     r"""
-    Predicts the noise :math:`\epsilon` in :math:`x_t = \alpha_t x + \sigma_t \epsilon`, given the noise level and
+    Predictor of the noise :math:`\epsilon` in :math:`x_t = \alpha_t x + \sigma_t \epsilon`, given the noise level and
     optionally a condition.
 
-    The network's raw output is the velocity :math:`v`, from which :math:`\hat\epsilon = \sigma_t x_t + \alpha_t v`
-    (Salimans & Ho 2022, arXiv 2202.00512, app. D). With its last layer at zero this is already the optimal prediction
-    for standard normal data, so an untrained model ranks states by their distance from the mean rather than at random.
+    The network's output is the velocity :math:`v`, and :math:`\hat\epsilon = \sigma_t x_t + \alpha_t v`
+    (Salimans & Ho 2022, arXiv 2202.00512, app. D). The last layer starts at zero, which is the optimal prediction for
+    standard normal data: an untrained model ranks states by their distance from the mean rather than at random.
 
     :param dim: width of the data
     :param condition_dim: width of the condition, 0 for an unconditional model
@@ -96,18 +100,15 @@ class NoisePredictor(nn.Module):
         super().__init__()
         self.features = FourierFeatures(frequencies)
         self.noise_level = NoiseLevelFeatures()
-        width = self.features.output_dim(dim) + self.noise_level.output_dim + condition_dim
+        widths = [self.features.output_dim(dim) + self.noise_level.output_dim + condition_dim, *net_arch]
         layers: list[nn.Module] = []
         if residual:
-            layers.append(nn.Linear(width, net_arch[0]))
-            layers.extend(ResidualBlock(net_arch[0], dropout) for _ in net_arch)
-            layers.append(nn.Mish())
-            width = net_arch[0]
+            widths = [widths[0], net_arch[0]]
+            layers = [nn.Linear(widths[0], widths[1]), *(ResidualBlock(widths[1], dropout) for _ in net_arch), nn.Mish()]
         else:
-            for hidden in net_arch:
-                layers.extend([nn.Linear(width, hidden), nn.SiLU(inplace=True)])
-                width = hidden
-        head = nn.Linear(width, dim)
+            for shape in itertools.pairwise(widths):
+                layers += [nn.Linear(*shape), nn.SiLU(inplace=True)]
+        head = nn.Linear(widths[-1], dim)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         self.velocity = nn.Sequential(*layers, head)
@@ -120,22 +121,20 @@ class NoisePredictor(nn.Module):
         :param alpha: factor of the data, ``(batch,)``
         :param sigma: factor of the noise, ``(batch,)``
         :param log_snr: ``log(alpha / sigma)``, ``(batch,)``
-        :param condition: ``(batch, condition_dim)``, or None for an unconditional model
+        :param condition: conditions, ``(batch, condition_dim)``; None for an unconditional model
         :return: predicted noise, ``(batch, dim)``
         """
-        inputs = [self.features(x_t), self.noise_level(log_snr)]
-        if condition is not None:
-            inputs.append(condition)
+        inputs = [self.features(x_t), self.noise_level(log_snr), *([] if condition is None else [condition])]
         return sigma.unsqueeze(1) * x_t + alpha.unsqueeze(1) * self.velocity(th.cat(inputs, dim=1))
 
     def velocity_at(self, log_snr: th.Tensor, condition: th.Tensor | None = None) -> Callable[[th.Tensor, int], th.Tensor]:
         """
-        The velocity at a few fixed noise levels. What the first layer makes of the levels and of the condition is computed
-        once, for a chain of evaluations that changes only the sample.
+        Prepare the velocity at fixed noise levels. The parts of the first layer that depend on the levels and on the condition
+        are computed once for all evaluations.
 
-        :param log_snr: the levels, ``(n_levels,)``
-        :param condition: ``(batch, condition_dim)``
-        :return: maps noisy samples ``(batch, dim)`` and the number of a level to their velocity ``(batch, dim)``
+        :param log_snr: log signal-to-noise ratios of the levels, ``(n_levels,)``
+        :param condition: conditions, ``(batch, condition_dim)``
+        :return: function of noisy samples ``(batch, dim)`` and the index of a level, with velocities ``(batch, dim)``
         """
         first, *layers = self.velocity
         assert isinstance(first, nn.Linear)

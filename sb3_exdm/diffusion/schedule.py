@@ -17,7 +17,7 @@ class VPSchedule:
 
     :param beta_min: rate at t = 0
     :param beta_max: rate at t = 1
-    :param t_min: min_q time in use; below it the process is indistinguishable from the data
+    :param t_min: smallest time in use; below it the process is indistinguishable from the data
     """
 
     beta_min: float = 0.1
@@ -30,11 +30,11 @@ class VPSchedule:
             raise ValueError(f"The noise rates must satisfy 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}.")
 
     def log_alpha(self, t: th.Tensor) -> th.Tensor:
-        """Logarithm of the factor that multiplies the data at time ``t``."""
+        """Logarithm of the factor of the data at time ``t``."""
         return -0.25 * t.square() * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def alpha_sigma(self, t: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """The factors of data and noise at time ``t``: their squares add up to one."""
+        """Factors of data and noise at time ``t``; their squares add up to one."""
         log_alpha = self.log_alpha(t)
         # expm1 keeps sigma accurate where alpha is close to one.
         return log_alpha.exp(), (-th.expm1(2.0 * log_alpha)).sqrt()
@@ -59,15 +59,26 @@ class VPSchedule:
         return math.exp(-self.log_snr(low).item()), math.exp(-self.log_snr(high).item())
 
 
+def levels(log_snr: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    r"""
+    Compute the factors of data and noise, :math:`\alpha^2 = \mathrm{sigmoid}(2 \lambda)` and
+    :math:`\sigma^2 = \mathrm{sigmoid}(-2 \lambda)`, because :math:`\alpha^2 + \sigma^2 = 1`.
+
+    :param log_snr: half the log signal-to-noise ratios, :math:`\lambda = \log(\alpha / \sigma)`
+    :return: factor of the data and factor of the noise, of the same shape
+    """
+    return th.sigmoid(2.0 * log_snr).sqrt(), th.sigmoid(-2.0 * log_snr).sqrt()
+
+
 def stratified_levels(low: float, high: float, n: int, generator: th.Generator) -> th.Tensor:
     """
-    Random noise levels that cover a range evenly: one draw in each of ``n`` equal cells.
+    Draw noise levels that cover a range evenly: one in each of ``n`` equal cells.
 
     :param low: lowest log signal-to-noise ratio
-    :param high: highest
-    :param n: how many
-    :param generator: draws them, on its device
-    :return: rising, ``(n,)``
+    :param high: highest log signal-to-noise ratio
+    :param n: number of levels
+    :param generator: random generator, on the device of the result
+    :return: increasing log signal-to-noise ratios, ``(n,)``
     """
     cells = th.rand(n, generator=generator, device=generator.device) + th.arange(n, device=generator.device)
     return low + (high - low) * cells / n

@@ -1,6 +1,8 @@
-"""What models that train themselves have in common."""
+"""Base class of models with their own optimizer, random generator and averaged weights."""
 
+import secrets
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch as th
@@ -9,40 +11,63 @@ from torch import nn
 
 class Trainable(nn.Module):
     """
-    A network with its optimizer, its own generator, and a moving average of its weights. A subclass sets all of these.
+    Network with an optimizer, a random generator and an exponential moving average of its weights.
+
+    :param make_network: builds the network
+    :param learning_rate: learning rate of Adam
+    :param ema_rate: rate of the moving average, in [0, 1); 0 for none
+    :param seed: seed of initialization and of all random draws; random by default
+    :param device: PyTorch device
     """
 
-    optimizer: th.optim.Optimizer
-    generator: th.Generator
-    ema_rate: float
-    _weights: list[th.Tensor]
-    _average_weights: list[th.Tensor]
+    network: nn.Module
+    average: nn.Module
+
+    def __init__(
+        self,
+        make_network: Callable[[], nn.Module],
+        learning_rate: float,
+        ema_rate: float,
+        seed: int | None,
+        device: th.device | str,
+    ) -> None:
+        super().__init__()
+        self.ema_rate = ema_rate
+        self.generator = th.Generator(device=device)
+        self.generator.manual_seed(secrets.randbits(32) if seed is None else seed)
+        with th.random.fork_rng(devices=[]):  # initialization must not disturb the global generator
+            th.manual_seed(self.generator.initial_seed())
+            self.network = make_network().to(device)
+        self.average = deepcopy(self.network).requires_grad_(False).eval()
+        self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        self._weights: list[th.Tensor] = list(self.network.parameters())
+        self._average_weights: list[th.Tensor] = list(self.average.parameters())
 
     def descend(self, loss: th.Tensor) -> None:
         """
-        One step of the optimizer, after which the average of the weights follows.
+        Take one step of the optimizer and update the averaged weights. Other networks in the loss get no gradient.
 
-        :param loss: a scalar that depends on the weights
+        :param loss: scalar that depends on the weights
         """
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward(inputs=self._weights)
         self.optimizer.step()
         with th.no_grad():
             th._foreach_lerp_(self._average_weights, self._weights, 1.0 - self.ema_rate)
 
     def training_state(self) -> dict[str, Any]:
-        """What :meth:`state_dict` leaves out: the states of optimizer and generator."""
+        """Return the states of optimizer and generator, which :meth:`state_dict` leaves out."""
         return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """:param state: from :meth:`training_state`"""
+        """Restore what :meth:`training_state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         saved = state["generator"].cpu()
         if len(saved) == len(self.generator.get_state()):  # not if it was saved on another kind of device
             self.generator.set_state(saved)
 
     def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> Any:
-        """Move to another device, the generator too: it begins anew there."""
+        """Move to another device. The generator starts anew there."""
         super()._apply(fn, recurse)
         device = self._weights[0].device
         if device != self.generator.device:

@@ -1,40 +1,145 @@
-"""Watches an exploring agent: coverage, progress, logs, checkpoints, and the transitions themselves."""
+"""Callbacks for exploration: intrinsic rewards in the logs, coverage, checkpoints, and the transitions themselves."""
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 from tqdm.auto import tqdm
 
-from sb3_exdm.exploration.replay_buffer import IntrinsicRewardReplayBuffer
-from sb3_exdm.exploration.vec_wrapper import reached_observations
+from sb3_exdm.exploration.replay_buffer import ScoreRewardReplayBuffer
+from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper, reached_observations
+from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
 
 MAX_TRANSITION_BYTES = 2**30
-"""Transitions are recorded only if they fit into this much memory."""
+"""Largest size of recorded transitions in bytes."""
+
+
+class RewardStatistics:
+    """
+    Mean rewards and fit metrics of the reward wrapper or replay buffer of an algorithm.
+
+    :param model: the algorithm
+    """
+
+    def __init__(self, model: BaseAlgorithm) -> None:
+        buffer = model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else None
+        env = model.get_env()
+        assert env is not None
+        self._buffer = buffer if isinstance(buffer, ScoreRewardReplayBuffer) else None
+        self._vec_wrapper = unwrap_vec_wrapper(env, VecScoreRewardWrapper)
+        self._wrapped_env: VecEnv | None = env if any(env.env_is_wrapped(ScoreRewardWrapper)) else None
+        self._probe = np.random.default_rng(0)
+        self._intrinsic: list[float] = []
+        self._extrinsic: list[float] = []
+
+    @property
+    def has_source(self) -> bool:
+        """True if the algorithm has a reward wrapper or replay buffer."""
+        return any(source is not None for source in (self._buffer, self._vec_wrapper, self._wrapped_env))
+
+    def collect(self, infos: list[dict[str, Any]]) -> None:
+        """Collect the rewards of one step from the infos of the environments."""
+        if self._buffer is None and infos and "intrinsic_reward" in infos[0]:
+            self._intrinsic.extend(info["intrinsic_reward"] for info in infos)
+            self._extrinsic.extend(info["extrinsic_reward"] for info in infos)
+
+    def rewards(self) -> dict[str, float]:
+        """
+        Return the mean rewards by their log keys: of the steps since the last call, or of 256 random transitions in the
+        replay buffer, under the present model.
+        """
+        intrinsic, extrinsic = np.array(self._intrinsic), np.array(self._extrinsic)
+        self._intrinsic, self._extrinsic = [], []
+        if self._buffer is not None and self._buffer.size() > 0:
+            steps = self._probe.integers(self._buffer.size(), size=256)
+            envs = self._probe.integers(self._buffer.n_envs, size=256)
+            intrinsic, extrinsic = self._buffer.intrinsic_rewards(steps, envs), self._buffer.rewards[steps, envs]
+        if len(intrinsic) == 0:
+            return {}
+        return {
+            "rollout/intrinsic_rew_mean": float(intrinsic.mean()),
+            "rollout/extrinsic_rew_mean": float(extrinsic.mean()),
+        }
+
+    def fit_metrics(self) -> dict[str, float]:
+        """Return the metrics of the last fit by their log keys; mean over environments with a model each."""
+        if self._wrapped_env is not None:
+            sources = self._wrapped_env.get_attr("fit_metrics")
+        else:
+            sources = [source.fit_metrics for source in (self._buffer, self._vec_wrapper) if source is not None]
+        keys = dict.fromkeys(key for metrics in sources for key in metrics)
+        return {f"train/{key}": float(np.mean([metrics[key] for metrics in sources if key in metrics])) for key in keys}
+
+
+class IntrinsicRewardCallback(BaseCallback):
+    """
+    Log the intrinsic reward of a reward wrapper or replay buffer, under any algorithm and logger of Stable-Baselines3.
+
+    ``rollout/intrinsic_rew_mean`` and ``rollout/extrinsic_rew_mean`` are means before weighting: with a wrapper of the steps
+    since the last log, with a replay buffer of random transitions in it, under the present model. ``train/score_loss``,
+    ``train/score_ranking`` and other metrics of the reward are those of its last fit.
+
+    >>> import gymnasium as gym
+    >>> from stable_baselines3 import PPO
+    >>> from sb3_exdm import IntrinsicRewardCallback, ScoreRewardWrapper
+    >>> env = ScoreRewardWrapper(gym.make("Pendulum-v1"), "rnd", learning_starts=100, seed=0)
+    >>> model = PPO("MlpPolicy", env, n_steps=256).learn(256, callback=IntrinsicRewardCallback())
+    """
+
+    def _on_training_start(self) -> None:
+        self._statistics = RewardStatistics(self.model)
+        if not self._statistics.has_source:
+            raise ValueError(
+                "IntrinsicRewardCallback found no intrinsic reward: train in a ScoreRewardWrapper or VecScoreRewardWrapper, "
+                "or with replay_buffer_class=ScoreRewardReplayBuffer."
+            )
+
+    def _on_step(self) -> bool:
+        self._statistics.collect(self.locals.get("infos", []))
+        # Off-policy algorithms write their logs when an episode ends, on-policy ones after each rollout.
+        if isinstance(self.model, OffPolicyAlgorithm) and np.any(self.locals["dones"]):
+            self._record()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not isinstance(self.model, OffPolicyAlgorithm):
+            self._record()
+
+    def _record(self) -> None:
+        for key, value in self._statistics.rewards().items():
+            self.logger.record_mean(key, value)
+        for key, value in self._statistics.fit_metrics().items():
+            self.logger.record(key, value)
 
 
 class Coverage(Protocol):
-    """How much was visited, see :mod:`sb3_exdm.metrics`."""
+    """Measure of what was visited, see :mod:`sb3_exdm.metrics`."""
 
     @property
     def value(self) -> float:
-        """The coverage so far."""
+        """Coverage so far."""
+
+    @property
+    def of_ceiling(self) -> float | None:
+        """``value`` divided by its largest possible value; None if there is none."""
 
     def update(self, positions: np.ndarray) -> None:
-        """Count visited positions."""
+        """Count visited positions, or other observations that are vectors."""
 
 
 class TransitionRecorder:
     """
-    Keeps every transition of a run, in the order of time.
+    Memory of all transitions of a run, in the order of time.
 
     :param observation_space: Box, Discrete, MultiDiscrete or MultiBinary
-    :param action_space: the same
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :param capacity: number of transitions
     """
 
@@ -54,38 +159,48 @@ class TransitionRecorder:
 
     @staticmethod
     def fits(observation_space: spaces.Space, action_space: spaces.Space, capacity: int) -> bool:
-        """Whether the transitions of a run can be kept: single arrays, of a reasonable size."""
+        """
+        Tell whether the transitions of a run can be recorded: single arrays, at most :data:`MAX_TRANSITION_BYTES`.
+
+        :param observation_space: observation space
+        :param action_space: action space
+        :param capacity: number of transitions
+        """
         if isinstance(observation_space, spaces.Dict):
             return False
         size = 2 * spaces.flatdim(observation_space) + spaces.flatdim(action_space)
         return 4 * size * capacity <= MAX_TRANSITION_BYTES
 
-    def add(self, **rows: np.ndarray) -> None:
-        """:param rows: one row per environment, for each of the arrays"""
-        n_envs = len(rows["rewards"])
+    def add(self, **transitions: np.ndarray) -> None:
+        """
+        Add one step of all environments.
+
+        :param transitions: ``(n_envs, ...)``, for each of the arrays
+        """
+        n_envs = len(transitions["rewards"])
         stop = min(self.size + n_envs, len(self._arrays["rewards"]))
-        for key, values in rows.items():
+        for key, values in transitions.items():
             self._arrays[key][self.size : stop] = values[: stop - self.size]
         self.size = stop
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The transitions so far, each array ``(n, ...)``."""
+        """Return the transitions so far, each array ``(n, ...)``."""
         return {key: values[: self.size] for key, values in self._arrays.items()}
 
 
 class ExplorationCallback(BaseCallback):
     """
-    Reports every ``report_freq`` timesteps what an exploring agent has reached.
+    Report the progress of exploration every ``report_freq`` timesteps.
 
-    :param total_timesteps: length of the run
-    :param coverage: measures visited positions; None for none
-    :param positions: picks the positions that are measured out of raw observations ``(n, ...)``
-    :param recorder: keeps the transitions; None to keep none
+    :param total_timesteps: number of timesteps of the run
+    :param coverage: measure of the visited observations, before normalization
+    :param recorder: memory of the transitions
     :param report_freq: timesteps between two reports
-    :param on_report: called with each report, a mapping of numbers
+    :param on_report: function of a report: ``timesteps``, ``seconds``, ``coverage``, ``coverage_of_ceiling``,
+        ``intrinsic_reward_mean`` and ``score_loss``, the first metric of the last fit
     :param checkpoint_freq: timesteps between two checkpoints, 0 for none
-    :param on_checkpoint: called with the number of timesteps
-    :param progress_bar: show a progress bar with the live coverage, if the output is a terminal
+    :param on_checkpoint: function of the number of timesteps
+    :param progress_bar: show a progress bar with the coverage, if the output is a terminal
     """
 
     def __init__(
@@ -93,7 +208,6 @@ class ExplorationCallback(BaseCallback):
         total_timesteps: int,
         *,
         coverage: Coverage | None = None,
-        positions: Callable[[Any], np.ndarray] = np.asarray,
         recorder: TransitionRecorder | None = None,
         report_freq: int = 1000,
         on_report: Callable[[dict[str, float]], None] | None = None,
@@ -104,7 +218,6 @@ class ExplorationCallback(BaseCallback):
         super().__init__()
         self.total_timesteps = total_timesteps
         self.coverage = coverage
-        self.positions = positions
         self.recorder = recorder
         self.report_freq = report_freq
         self.on_report = on_report
@@ -113,28 +226,23 @@ class ExplorationCallback(BaseCallback):
         self.progress_bar = progress_bar
         self.seconds = 0.0
         self._reached: list[np.ndarray] = []
-        self._intrinsic: list[float] = []
+        self._start: float | None = None
         self._n_reports = 0
         self._n_checkpoints = 0
-        self._probe = np.random.default_rng(0)
 
     def _on_training_start(self) -> None:
         self._start = time.perf_counter()
+        self._statistics = RewardStatistics(self.model)
         self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
         self._last_obs = self._raw(self.model._last_obs)
 
     def _raw(self, observations: Any) -> Any:
-        """Observations as the environment gave them."""
+        """Copy of observations before normalization."""
         env = self.training_env
-        observations = env.get_original_obs() if isinstance(env, VecNormalize) else observations
-        return (
-            {key: value.copy() for key, value in observations.items()}
-            if isinstance(observations, dict)
-            else observations.copy()
-        )
+        return deepcopy(env.get_original_obs() if isinstance(env, VecNormalize) else observations)
 
     def _raw_ends(self, infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Infos whose last observations of episodes are as the environment gave them; ``VecNormalize`` scales those too."""
+        """Infos with the last observations of episodes before normalization."""
         env = self.training_env
         if not isinstance(env, VecNormalize):
             return infos
@@ -150,7 +258,7 @@ class ExplorationCallback(BaseCallback):
         infos, dones = self.locals["infos"], self.locals["dones"]
         reached = reached_observations(observations, dones, self._raw_ends(infos))
         if self.coverage is not None:
-            self._reached.append(self.positions(reached))
+            self._reached.append(np.asarray(reached))
         if self.recorder is not None:
             timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones
             rewards = [info.get("extrinsic_reward", reward) for info, reward in zip(infos, self._task_rewards(), strict=True)]
@@ -163,8 +271,7 @@ class ExplorationCallback(BaseCallback):
                 truncated=timeouts,
                 env_indices=np.arange(len(dones)),
             )
-        if "intrinsic_reward" in infos[0]:
-            self._intrinsic.extend(info["intrinsic_reward"] for info in infos)
+        self._statistics.collect(infos)
         self._last_obs = observations
         self._bar.update(len(dones))
         if self.num_timesteps // self.report_freq > self._n_reports:
@@ -180,6 +287,7 @@ class ExplorationCallback(BaseCallback):
         return env.get_original_reward() if isinstance(env, VecNormalize) else self.locals["rewards"]
 
     def _report(self) -> None:
+        assert self._start is not None
         self._n_reports = self.num_timesteps // self.report_freq
         self.seconds = time.perf_counter() - self._start
         report: dict[str, float] = {"timesteps": self.num_timesteps, "seconds": self.seconds}
@@ -188,35 +296,21 @@ class ExplorationCallback(BaseCallback):
                 self.coverage.update(np.concatenate(self._reached))
                 self._reached.clear()
             report["coverage"] = float(self.coverage.value)
-            of_ceiling = getattr(self.coverage, "of_ceiling", None)
-            if of_ceiling is not None:
-                report["coverage_of_ceiling"] = float(of_ceiling)
+            if self.coverage.of_ceiling is not None:
+                report["coverage_of_ceiling"] = float(self.coverage.of_ceiling)
             self.logger.record("rollout/coverage", report["coverage"])
             self._bar.set_postfix(coverage=f"{report['coverage']:.3g}", refresh=False)
-        report.update(self._reward_report())
+        rewards, fit_metrics = self._statistics.rewards(), self._statistics.fit_metrics()
+        for key, value in {**rewards, **fit_metrics}.items():
+            self.logger.record(key, value)
+        report["intrinsic_reward_mean"] = rewards.get("rollout/intrinsic_rew_mean", 0.0)
+        report["score_loss"] = next(iter(fit_metrics.values()), 0.0)
         if self.on_report is not None:
             self.on_report(report)
 
-    def _reward_report(self) -> dict[str, float]:
-        """Mean intrinsic reward, and what the last fit had to say."""
-        buffer = self.model.replay_buffer if isinstance(self.model, OffPolicyAlgorithm) else None
-        metrics: dict[str, float] = {"intrinsic_reward_mean": 0.0, "score_loss": 0.0}
-        if isinstance(buffer, IntrinsicRewardReplayBuffer) and buffer.size() > 0:
-            steps = self._probe.integers(buffer.size(), size=256)
-            envs = self._probe.integers(buffer.n_envs, size=256)
-            metrics["intrinsic_reward_mean"] = float(buffer.intrinsic_rewards(steps, envs).mean())
-            metrics["score_loss"] = next(iter(buffer.fit_metrics.values()), 0.0)
-            for key, value in buffer.fit_metrics.items():
-                self.logger.record(f"train/{key}", value)
-        elif self._intrinsic:
-            metrics["intrinsic_reward_mean"] = float(np.mean(self._intrinsic))
-            self._intrinsic.clear()
-        self.logger.record("rollout/intrinsic_rew_mean", metrics["intrinsic_reward_mean"])
-        return metrics
-
     def finish(self) -> None:
-        """Close the progress bar and report what is left; also after an interruption."""
-        if hasattr(self, "_start"):
+        """Report the remaining steps and close the progress bar; to be called after an interruption, too."""
+        if self._start is not None:
             if self._reached:
                 self._report()
             self.seconds = time.perf_counter() - self._start

@@ -1,65 +1,34 @@
-"""The part that both reward wrappers share: remember states, fit the reward to them, reward_step for them."""
+"""Common part of the two reward wrappers: remember states, fit the intrinsic reward to them, compute rewards."""
 
-import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector.utils import create_empty_array
 
+from sb3_exdm.common.serialization import load_tree, save_tree
 from sb3_exdm.common.validation import check_integers
-from sb3_exdm.exploration.settings import check_coefficients
-from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
-from sb3_exdm.rewards.registry import make_reward
+from sb3_exdm.exploration.settings import FitSchedule, RewardSettings
+from sb3_exdm.rewards.base import FittedReward, IntrinsicReward, transformed_reward
+from sb3_exdm.rewards.registry import reward_from_tree
+
+SelfWrapper = TypeVar("SelfWrapper", bound="OnlineRewardMixin")
 
 MAX_BYTES = 2**29
-"""Bytes of states that are kept at most, whatever ``buffer_size`` says: 19,000 images of 84 x 84 x 4."""
-
-
-class StateMemory:
-    """
-    Ring buffer of elements of a space.
-
-    :param space: Box, Discrete, MultiDiscrete, MultiBinary or Dict of these
-    :param buffer_size: number of elements
-    """
-
-    def __init__(self, space: spaces.Space, buffer_size: int) -> None:
-        self._parts: dict[str, StateMemory] = {}
-        if isinstance(space, spaces.Dict):
-            self._parts = {key: StateMemory(part, buffer_size) for key, part in space.spaces.items()}
-            return
-        # Rewards compute in single precision: no need to keep double.
-        dtype = np.dtype(np.float32) if np.issubdtype(space.dtype, np.floating) else np.dtype(space.dtype)
-        self._array = np.zeros((buffer_size, *(space.shape or ())), dtype=dtype)
-
-    @staticmethod
-    def bytes_per_element(space: spaces.Space) -> int:
-        """Size of one element in memory."""
-        if isinstance(space, spaces.Dict):
-            return sum(StateMemory.bytes_per_element(part) for part in space.spaces.values())
-        itemsize = 4 if np.issubdtype(space.dtype, np.floating) else np.dtype(space.dtype).itemsize
-        return itemsize * math.prod(space.shape or ())
-
-    def __setitem__(self, rows: slice | np.ndarray, batch: Any) -> None:
-        for key, part in self._parts.items():
-            part[rows] = batch[key]
-        if not self._parts:
-            self._array[rows] = batch
-
-    def __getitem__(self, rows: np.ndarray) -> Any:
-        if self._parts:
-            return {key: part[rows] for key, part in self._parts.items()}
-        return self._array[rows]
+"""Largest size of the state memory in bytes, whatever ``buffer_size``: 19,000 images of 84 x 84 x 4."""
+FILE_KIND = "reward wrapper"
 
 
 class OnlineReward:
     """
-    Fits an intrinsic reward to the states that environments reach and turns it into what an agent is paid.
+    Fit an intrinsic reward to the states that environments reach, and compute the rewards of the agent.
 
-    Every ``train_freq`` states it takes ``gradient_steps`` steps on states drawn uniformly from the last ``buffer_size``, so
-    that regions visited long ago stay known. Nothing is fitted before ``learning_starts`` states were reached; the steps
-    that are owed by then are made up for. Until then every state is paid like one of average novelty.
+    Every ``train_freq`` transitions it takes ``gradient_steps`` steps on states drawn uniformly from the last
+    ``buffer_size``, so that the model does not forget regions visited long ago.
 
     The parameters are those of :class:`~sb3_exdm.exploration.wrapper.ScoreRewardWrapper`.
     """
@@ -70,72 +39,45 @@ class OnlineReward:
         observation_space: spaces.Space,
         action_space: spaces.Space,
         *,
-        intrinsic_coef: float = 1.0,
-        extrinsic_coef: float = 0.0,
-        buffer_size: int = 100_000,
-        learning_starts: int = 1000,
-        train_freq: int = 128,
-        gradient_steps: int = 2,
-        batch_size: int = 256,
-        reward_transform: str | None = None,
-        reward_kwargs: dict[str, Any] | None = None,
-        device: th.device | str = "auto",
-        seed: int | None = None,
+        buffer_size: int,
+        reward_kwargs: dict[str, Any] | None,
+        device: th.device | str,
+        seed: int | None,
+        **settings: Any,
     ) -> None:
-        check_integers(
-            buffer_size=(buffer_size, 1),
-            learning_starts=(learning_starts, 0),
-            train_freq=(train_freq, 1),
-            gradient_steps=(gradient_steps, 0),
-            batch_size=(batch_size, 1),
+        check_integers(buffer_size=(buffer_size, 1))
+        self.settings = RewardSettings(**settings)
+        self.schedule = FitSchedule(self.settings)
+        self.model = self.settings.make_reward(
+            reward, observation_space, action_space, reward_kwargs, seed=seed, device=device
         )
-        check_coefficients(intrinsic_coef, extrinsic_coef, reward_transform)
-        model_kwargs = dict(reward_kwargs or {})
-        if isinstance(reward, str):
-            model_kwargs = {"batch_size": batch_size, "seed": seed, "device": device, **model_kwargs}
-        self.model = make_reward(reward, observation_space, action_space, **model_kwargs)
-        self.intrinsic_coef = float(intrinsic_coef)
-        self.extrinsic_coef = float(extrinsic_coef)
-        self.learning_starts = learning_starts
-        self.train_freq = train_freq
-        self.gradient_steps = gradient_steps
-        self.batch_size = batch_size
-        self.reward_transform = str(reward_transform or getattr(self.model, "reward_transform", "exp"))
-        self._shape = REWARD_TRANSFORMS[self.reward_transform]
+        self.fit_metrics: dict[str, float] = {}
         self.frozen = False
-        self.n_seen = 0
         self._n_steps = 0
-        self._n_fits = 0
-        self._is_fitted = False
         self._rng = np.random.default_rng(seed)
-        size = StateMemory.bytes_per_element(observation_space)
-        size += StateMemory.bytes_per_element(action_space) if self.model.needs_actions else 0
-        self.buffer_size = max(min(buffer_size, MAX_BYTES // size), 1)
-        self._observations = StateMemory(observation_space, self.buffer_size)
-        self._actions = StateMemory(action_space, self.buffer_size) if self.model.needs_actions else None
+        parts = {"observations": observation_space, **({"actions": action_space} if self.model.needs_actions else {})}
+        one = create_empty_array(spaces.Dict(parts), n=1, fn=np.zeros)
+        self.buffer_size = max(min(buffer_size, MAX_BYTES // _n_bytes(one)), 1)
+        self._memory = create_empty_array(spaces.Dict(parts), n=self.buffer_size, fn=np.zeros)
 
     def reward_step(self, observations: Any, actions: Any, extrinsic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
-        Price one step of ``n`` environments; then, unless ``frozen``, remember the states and fit the reward when it is due.
+        Compute the rewards of one step of ``n`` environments; then, unless ``frozen``, remember the states and fit the
+        model when it is due.
 
-        :param observations: the states that were reached, ``(n, *observation_space.shape)``; if the reward looks at actions,
-            those in which the actions were taken
-        :param actions: ``(n, *action_space.shape)``, only if the reward looks at actions
-        :param extrinsic: rewards of the task, ``(n,)``
-        :return: what the agent gets, and the shaped intrinsic reward in it, both ``(n,)``
+        :param observations: reached states, ``(n, *observation_space.shape)``; for a model that needs actions, the states
+            in which they were taken
+        :param actions: ``(n, *action_space.shape)``, only if the model needs actions
+        :param extrinsic: task rewards, ``(n,)``
+        :return: rewards of the agent, and transformed intrinsic rewards, both ``(n,)``
         :raises ValueError: for NaN, infinity or a wrong shape in a state or a reward
         """
         n_envs = len(extrinsic)
         self._n_steps += 1
         try:
-            intrinsic = self.model.reward(observations, actions)
+            intrinsic = transformed_reward(self.model, observations, actions, self.settings.reward_transform)
         except ValueError as error:
             raise ValueError(f"No reward for step {self._n_steps} of the environment: {error}") from error
-        if not self._is_fitted:
-            # Asked again at every step, since another wrapper may fit the same model. One that does not say is trusted.
-            self._is_fitted = bool(getattr(self.model, "fitted", True))
-            intrinsic = intrinsic if self._is_fitted else np.zeros(n_envs, dtype=np.float32)
-        intrinsic = self._shape(intrinsic)
         if intrinsic.shape != (n_envs,) or not np.isfinite(intrinsic).all():
             raise ValueError(
                 f"The intrinsic reward of {n_envs} states must be as many finite numbers, got {intrinsic} at step "
@@ -143,30 +85,121 @@ class OnlineReward:
             )
         if not self.frozen:
             self._learn(observations, actions, n_envs)
-        rewards = self.intrinsic_coef * intrinsic
-        if self.extrinsic_coef:  # an unwanted task reward may even be NaN
-            rewards = rewards + self.extrinsic_coef * extrinsic
+        rewards = self.settings.intrinsic_coef * intrinsic
+        if self.settings.extrinsic_coef:  # a task reward with weight zero may be NaN
+            rewards = rewards + self.settings.extrinsic_coef * extrinsic
         return rewards, intrinsic
 
     def _learn(self, observations: Any, actions: Any, n_envs: int) -> None:
-        start = self.n_seen % self.buffer_size
-        # A slice is faster than indices, where the states do not run over the end.
+        start = self.schedule.n_transitions % self.buffer_size
+        # A slice is faster than indices, where the states do not wrap around.
         is_inside = start + n_envs <= self.buffer_size
-        rows = slice(start, start + n_envs) if is_inside else (start + np.arange(n_envs)) % self.buffer_size
-        self._observations[rows] = observations
-        if self._actions is not None:
-            self._actions[rows] = actions
-        self.n_seen += n_envs
-        if self.n_seen < self.learning_starts:
-            return
-        n_due = self.n_seen // self.train_freq - self._n_fits
-        self._n_fits += n_due
-        gradient_steps = n_due * self.gradient_steps
+        indices = slice(start, start + n_envs) if is_inside else (start + np.arange(n_envs)) % self.buffer_size
+        _write(self._memory, indices, {"observations": observations, "actions": actions})
+        gradient_steps = self.schedule.advance(n_envs)
         if gradient_steps == 0:
             return
-        drawn = self._rng.integers(min(self.n_seen, self.buffer_size), size=gradient_steps * self.batch_size)
-        self.model.fit(
-            self._observations[drawn],
-            None if self._actions is None else self._actions[drawn],
-            gradient_steps=gradient_steps,
-        )
+        drawn = self._rng.integers(self._n_states, size=gradient_steps * self.settings.batch_size)
+        states = _map(lambda array: array[drawn], self._memory)
+        self.fit_metrics = self.model.fit(states["observations"], states.get("actions"), gradient_steps=gradient_steps)
+
+    @property
+    def _n_states(self) -> int:
+        return min(self.schedule.n_transitions, self.buffer_size)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return the model, the memory and the counters, for :func:`~sb3_exdm.common.serialization.save_tree`."""
+        if not isinstance(self.model, FittedReward):
+            raise TypeError(f"Only a FittedReward can be saved with its wrapper, this one has {self.model!r}.")
+        return {
+            "settings": {**asdict(self.settings), "buffer_size": self.buffer_size},
+            "reward": self.model.to_tree(),
+            "memory": _map(lambda array: th.from_numpy(array[: self._n_states]), self._memory),
+            "counters": [self.schedule.n_transitions, self.schedule.n_fits, self._n_steps],
+            "rng": self._rng.bit_generator.state,
+            "fit_metrics": self.fit_metrics,
+            "frozen": self.frozen,
+        }
+
+    def load_tree(self, tree: dict[str, Any]) -> None:
+        """Restore the memory and the counters from the tree of an object with the same model and settings."""
+        self.schedule.n_transitions, self.schedule.n_fits, self._n_steps = tree["counters"]
+        _write(self._memory, slice(self._n_states), _map(th.Tensor.numpy, tree["memory"]))
+        self._rng.bit_generator.state = tree["rng"]
+        self.fit_metrics, self.frozen = tree["fit_metrics"], tree["frozen"]
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    return {key: _map(function, part) for key, part in tree.items()} if isinstance(tree, dict) else function(tree)
+
+
+def _write(tree: Any, indices: Any, batch: Any) -> None:
+    if isinstance(tree, dict):
+        for key, part in tree.items():
+            _write(part, indices, batch[key])
+    else:
+        tree[indices] = batch
+
+
+def _n_bytes(tree: Any) -> int:
+    return sum(map(_n_bytes, tree.values())) if isinstance(tree, dict) else tree.nbytes
+
+
+class OnlineRewardMixin:
+    """Attributes and methods that both reward wrappers share."""
+
+    _online: OnlineReward
+
+    @property
+    def reward_model(self) -> IntrinsicReward:
+        """Model of the intrinsic reward."""
+        return self._online.model
+
+    @property
+    def reward_settings(self) -> RewardSettings:
+        """Weights of the rewards and schedule of the fits; the weights can be changed while training."""
+        return self._online.settings
+
+    @property
+    def fit_metrics(self) -> dict[str, float]:
+        """Metrics of the last fit of the model; empty before."""
+        return self._online.fit_metrics
+
+    @property
+    def frozen(self) -> bool:
+        """Keep the model as it is, e.g. for evaluation: rewards are computed, but states neither remembered nor fitted."""
+        return self._online.frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._online.frozen = frozen
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write the model, the state memory and the counters to one safetensors file.
+
+        :param path: the file
+        """
+        save_tree(path, self._online.to_tree(), kind=FILE_KIND)
+
+    @classmethod
+    def load(cls: type[SelfWrapper], path: str | Path, env: Any, device: th.device | str = "auto") -> SelfWrapper:
+        """
+        Wrap an environment and continue exactly where a saved wrapper stopped, from the next ``reset`` on. Executes no pickle.
+
+        :param path: file that :meth:`save` of either reward wrapper wrote
+        :param env: environment, or vectorized environment, to wrap
+        :param device: PyTorch device
+        """
+        tree = load_tree(path, kind=FILE_KIND)
+        wrapper: Any = cls(env, reward_from_tree(tree["reward"], path, device), **tree["settings"])  # type: ignore[call-arg]
+        wrapper._online.load_tree(tree)
+        return wrapper
+
+
+def refuse_her() -> NoReturn:
+    """Raise the error for ``HerReplayBuffer``, which would drop the intrinsic reward."""
+    raise NotImplementedError(
+        "HerReplayBuffer recomputes the rewards of relabeled transitions with compute_reward of the environment, which would "
+        "drop the intrinsic reward. Use another replay buffer with the reward wrapper, or HerReplayBuffer without the wrapper."
+    )

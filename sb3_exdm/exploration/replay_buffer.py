@@ -1,4 +1,4 @@
-"""A replay buffer whose rewards are computed when a batch is sampled, by a reward that is fitted as transitions come in."""
+"""Replay buffers that compute intrinsic rewards when a batch is sampled."""
 
 from typing import Any
 
@@ -9,38 +9,54 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_exdm.common.validation import check_finite, check_integers
-from sb3_exdm.exploration.settings import check_coefficients
-from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
+from sb3_exdm.exploration.settings import FitSchedule, RewardSettings
+from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward
 from sb3_exdm.rewards.registry import make_reward
 
 
-class IntrinsicRewardReplayBuffer(ReplayBuffer):
+class ScoreRewardReplayBuffer(ReplayBuffer):
     """
-    What the two buffers below share. All arguments but the first ones, which the algorithm gives, are plain data, so that
-    ``model.save`` stays small.
+    Replay buffer with intrinsic rewards, for ``replay_buffer_class`` of any off-policy algorithm. Use
+    :class:`ScoreRewardDictReplayBuffer` for Dict observations.
 
-    The reward of a transition is ``intrinsic_coef * intrinsic + extrinsic_coef * extrinsic`` with the intrinsic reward of the
-    state that was reached (for a reward that looks at actions: of the state and the action taken), computed by the
-    reward model *as it is when the batch is sampled*. Sampling changes nothing but the random state of the sampler.
+    >>> from stable_baselines3 import SAC
+    >>> from sb3_exdm import ScoreRewardReplayBuffer
+    >>> model = SAC("MlpPolicy", "Pendulum-v1", replay_buffer_class=ScoreRewardReplayBuffer,
+    ...             replay_buffer_kwargs=dict(reward_kwargs=dict(seed=0)))
+    >>> model.learn(200).replay_buffer.reward_model.name
+    'score'
 
-    With ``n_steps > 1`` every one of the n rewards is computed anew before they are discounted and summed. The algorithm's
-    own ``n_steps`` is ignored by Stable-Baselines3 for custom buffers: set it here, with the same ``gamma``.
+    The reward of a transition is ``intrinsic_coef * intrinsic_reward + extrinsic_coef * extrinsic_reward``, the intrinsic
+    reward that of the reached state (of the action and the state in which it was taken, for a reward that needs actions),
+    computed by the model *as it is when the batch is sampled*. Sampling changes nothing but the random state of the sampler.
+
+    The environment is not changed, so ``rollout/ep_rew_mean``, which Stable-Baselines3 logs, is the return of the task.
+    :class:`~sb3_exdm.exploration.callbacks.IntrinsicRewardCallback` logs the intrinsic reward.
+
+    With ``n_steps > 1`` all n rewards are computed anew before they are discounted and summed. Stable-Baselines3 ignores
+    the ``n_steps`` of the algorithm for custom buffers: set it here, with the same ``gamma``.
+
+    All arguments but the first ones, which the algorithm passes, are plain data, so that ``model.save`` stays small.
 
     :param buffer_size: number of transitions
     :param observation_space: observation space
     :param action_space: action space
-    :param reward: name of a reward, see :data:`~sb3_exdm.rewards.registry.REWARDS`; None to attach one later with
-        :meth:`set_reward_model`
+    :param reward: registered name, see :data:`~sb3_exdm.rewards.registry.REWARDS`; None to pass a model to
+        :meth:`set_reward_model` later
     :param reward_kwargs: further arguments of the reward
     :param intrinsic_coef: weight of the intrinsic reward
-    :param extrinsic_coef: weight of the task's reward
-    :param train_freq: number of transitions between two fits
-    :param gradient_steps: gradient steps per fit
-    :param batch_size: states drawn for each gradient step
-    :param reward_transform: what the agent is paid for a standardized novelty, a name in
-        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the one that suits the reward
+    :param extrinsic_coef: weight of the task reward
+    :param learning_starts: number of transitions before the first fit; until then all states get the same reward. By default
+        0, not 1000 as in the wrappers, because no reward is needed before the algorithm samples its first batch
+    :param train_freq: number of transitions between two fits. By default 8, not 128 as in the wrappers, because a fit changes
+        the rewards of all stored transitions, not of new ones alone
+    :param gradient_steps: gradient steps per fit; by default 1, 2 in the wrappers
+    :param batch_size: minibatch of a gradient step
+    :param reward_transform: transform of the standardized intrinsic reward, a name in
+        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the default of the reward
     :param n_steps: steps of the return
-    :param gamma: discount within the n steps; the same as the algorithm's
+    :param gamma: discount within the n steps, equal to that of the algorithm
+    :param kwargs: ``device``, ``n_envs``, ``optimize_memory_usage`` and ``handle_timeout_termination`` of ``ReplayBuffer``
     """
 
     def __init__(
@@ -53,6 +69,7 @@ class IntrinsicRewardReplayBuffer(ReplayBuffer):
         reward_kwargs: dict[str, Any] | None = None,
         intrinsic_coef: float = 1.0,
         extrinsic_coef: float = 0.0,
+        learning_starts: int = 0,
         train_freq: int = 8,
         gradient_steps: int = 1,
         batch_size: int = 256,
@@ -61,51 +78,48 @@ class IntrinsicRewardReplayBuffer(ReplayBuffer):
         gamma: float = 0.99,
         **kwargs: Any,
     ) -> None:
+        if isinstance(observation_space, spaces.Dict) and not isinstance(self, DictReplayBuffer):
+            raise ValueError("For Dict observations use ScoreRewardDictReplayBuffer as replay_buffer_class.")
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
-        check_integers(
-            train_freq=(train_freq, 1), gradient_steps=(gradient_steps, 0), batch_size=(batch_size, 1), n_steps=(n_steps, 1)
-        )
-        check_coefficients(intrinsic_coef, extrinsic_coef, reward_transform)
+        check_integers(n_steps=(n_steps, 1))
         if n_steps > 1 and self.optimize_memory_usage:
-            raise ValueError("optimize_memory_usage keeps no last observation of an episode: it needs n_steps=1.")
+            raise ValueError("optimize_memory_usage does not store the last observation of an episode: use n_steps=1.")
         if reward is not None and not isinstance(reward, str):
             raise TypeError(
-                "reward must be a name, because Stable-Baselines3 saves replay_buffer_kwargs by value; to use a model that "
-                "exists pass reward=None and call set_reward_model."
+                "reward must be a name, because Stable-Baselines3 saves replay_buffer_kwargs by value; to use an instance "
+                "pass reward=None and call set_reward_model."
             )
-        self.intrinsic_coef = intrinsic_coef
-        self.extrinsic_coef = extrinsic_coef
-        self.train_freq = train_freq
-        self.gradient_steps = gradient_steps
-        self.batch_size = batch_size
-        self.reward_transform = reward_transform
+        self.reward_settings = RewardSettings(
+            intrinsic_coef, extrinsic_coef, learning_starts, train_freq, gradient_steps, batch_size, reward_transform
+        )
         self.n_steps = n_steps
         self.gamma = gamma
         self.fit_metrics: dict[str, float] = {}
-        self._n_added = 0
-        # Drawn from the global generator, which the algorithm's seed has set.
-        reward_kwargs = {"seed": int(np.random.randint(2**31)), "device": self.device, **(reward_kwargs or {})}
-        self._rng = np.random.default_rng(reward_kwargs["seed"])
+        """Metrics of the last fit of the model; empty before."""
+        self._schedule = FitSchedule(self.reward_settings)
+        # Drawn from the global generator, which the algorithm has seeded.
+        seed = int(np.random.randint(2**31))
+        self._rng = np.random.default_rng((reward_kwargs or {}).get("seed", seed))
         self._reward_model: IntrinsicReward | None = None
         if reward is not None:
-            self._reward_model = make_reward(reward, observation_space, action_space, **reward_kwargs)
+            self._reward_model = self.reward_settings.make_reward(
+                reward, observation_space, action_space, reward_kwargs, seed=seed, device=self.device
+            )
 
     @property
     def reward_model(self) -> IntrinsicReward:
         """
-        The model of novelty.
+        Model of the intrinsic reward.
 
         :raises RuntimeError: if there is none
         """
         if self._reward_model is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no reward model: transitions would carry no reward. Call set_reward_model first."
-            )
+            raise RuntimeError(f"{type(self).__name__} has no reward model: call set_reward_model first.")
         return self._reward_model
 
     def set_reward_model(self, reward_model: IntrinsicReward) -> None:
         """
-        Attach a model, for instance one that was pre-trained.
+        Set the model, e.g. a pre-trained one.
 
         :param reward_model: replaces the present one
         :raises ValueError: if it was built for other spaces
@@ -121,24 +135,17 @@ class IntrinsicRewardReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store one step of all environments, then fit the reward if it is due."""
-        _ = self.reward_model  # refuse at once, rather than after learning_starts steps, if there is none
+        """Store one step of all environments, then fit the model if it is due."""
+        model = self.reward_model  # fails at the first step if there is none
         check_finite(next_obs, "observation")
         super().add(obs, next_obs, action, reward, done, infos)
-        before = self._n_added // self.train_freq
-        self._n_added += self.n_envs
-        n_due = self._n_added // self.train_freq - before
-        if n_due and self.gradient_steps:
-            self._fit(n_due * self.gradient_steps)
+        for _ in range(self._schedule.advance(self.n_envs)):
+            steps = self._rng.integers(self.size(), size=self.reward_settings.batch_size)
+            envs = self._rng.integers(self.n_envs, size=self.reward_settings.batch_size)
+            self.fit_metrics = model.fit(*self._rewarded(steps, envs))
 
-    def _fit(self, gradient_steps: int) -> None:
-        for _ in range(gradient_steps):
-            steps = self._rng.integers(self.size(), size=self.batch_size)
-            envs = self._rng.integers(self.n_envs, size=self.batch_size)
-            self.fit_metrics = self.reward_model.fit(*self._scored(steps, envs))
-
-    def _scored(self, steps: np.ndarray, envs: np.ndarray) -> tuple[Any, np.ndarray | None]:
-        """Raw states, and actions if the reward looks at them, that belong to the given transitions."""
+    def _rewarded(self, steps: np.ndarray, envs: np.ndarray) -> tuple[Any, np.ndarray | None]:
+        """States, and actions if the model needs them, that the rewards of the given transitions depend on."""
         if self.reward_model.needs_actions:
             return _take(self.observations, steps, envs), self._raw_actions(steps, envs)
         return self._next_observations(steps, envs), None
@@ -153,21 +160,21 @@ class IntrinsicRewardReplayBuffer(ReplayBuffer):
 
     def intrinsic_rewards(self, steps: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
-        Shaped intrinsic rewards of stored transitions; changes nothing.
+        Compute the transformed intrinsic rewards of stored transitions; changes nothing.
 
         :param steps: positions in the buffer, ``(n,)``
         :param envs: environments, ``(n,)``
         :return: ``(n,)``
         """
-        reward_transform = str(self.reward_transform or getattr(self.reward_model, "reward_transform", "exp"))
-        return REWARD_TRANSFORMS[reward_transform](self.reward_model.reward(*self._scored(steps, envs)))
+        observations, actions = self._rewarded(steps, envs)
+        return transformed_reward(self.reward_model, observations, actions, self.reward_settings.reward_transform)
 
     def _rewards(self, steps: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> np.ndarray:
         rewards = np.zeros(len(steps), dtype=np.float32)
-        if self.intrinsic_coef:
-            rewards += self.intrinsic_coef * self.intrinsic_rewards(steps, envs)
-        if self.extrinsic_coef:
-            rewards += self.extrinsic_coef * self._normalize_reward(self.rewards[steps, envs], env)
+        if self.reward_settings.intrinsic_coef:
+            rewards += self.reward_settings.intrinsic_coef * self.intrinsic_rewards(steps, envs)
+        if self.reward_settings.extrinsic_coef:
+            rewards += self.reward_settings.extrinsic_coef * self._normalize_reward(self.rewards[steps, envs], env)
         return rewards
 
     def _get_samples(  # type: ignore[override]
@@ -178,7 +185,7 @@ class IntrinsicRewardReplayBuffer(ReplayBuffer):
             last, rewards, discounts = batch_inds, self._rewards(batch_inds, envs, env), None
         else:
             last, rewards, discounts = self._n_step_returns(batch_inds, envs, env)
-        # A time limit is no end: the value of what follows still counts.
+        # After a time limit the value of the next state still counts.
         dones = self.dones[last, envs] * (1.0 - self.timeouts[last, envs])
         samples_class = DictReplayBufferSamples if isinstance(self.observations, dict) else ReplayBufferSamples
         return samples_class(
@@ -194,13 +201,13 @@ class IntrinsicRewardReplayBuffer(ReplayBuffer):
         self, starts: np.ndarray, envs: np.ndarray, env: VecNormalize | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        Discounted sums of the rewards of up to ``n_steps`` transitions, cut where an episode ends or the buffer does.
+        Sum the discounted rewards of up to ``n_steps`` transitions, until the end of the episode or the newest transition.
 
-        :return: the last transition of each sum, the sum, and the discount of what follows it, each ``(batch,)``
+        :return: last transition of each sum, the sums, and the discounts of the next values, each ``(batch,)``
         """
         offsets = np.arange(self.n_steps)
         steps = (starts[:, None] + offsets) % self.buffer_size  # (batch, n_steps)
-        newest = (self.pos - 1) % self.buffer_size  # the transition after it is the oldest one, or none
+        newest = (self.pos - 1) % self.buffer_size  # followed by the oldest transition, or none
         ends = (self.dones[steps, envs[:, None]] > 0) | (steps == newest)  # (batch, n_steps)
         n_valid = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, self.n_steps)  # (batch,)
         valid = offsets < n_valid[:, None]  # (batch, n_steps)
@@ -216,26 +223,7 @@ class IntrinsicRewardReplayBuffer(ReplayBuffer):
         return self.to_torch(observations)
 
 
-class ScoreRewardReplayBuffer(IntrinsicRewardReplayBuffer):
-    """
-    Replay buffer with intrinsic rewards, for ``replay_buffer_class`` of any off-policy algorithm. See
-    :class:`IntrinsicRewardReplayBuffer` for the arguments, and :class:`ScoreRewardDictReplayBuffer` for Dict observations.
-
-    >>> from stable_baselines3 import SAC
-    >>> from sb3_exdm import ScoreRewardReplayBuffer
-    >>> model = SAC("MlpPolicy", "Pendulum-v1", replay_buffer_class=ScoreRewardReplayBuffer,
-    ...             replay_buffer_kwargs=dict(reward_kwargs=dict(seed=0)))
-    >>> model.learn(200).replay_buffer.reward_model.name
-    'score'
-    """
-
-    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
-        if isinstance(observation_space, spaces.Dict):
-            raise ValueError("For Dict observations use ScoreRewardDictReplayBuffer as replay_buffer_class.")
-        super().__init__(buffer_size, observation_space, *args, **kwargs)
-
-
-class ScoreRewardDictReplayBuffer(IntrinsicRewardReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+class ScoreRewardDictReplayBuffer(ScoreRewardReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
     """:class:`ScoreRewardReplayBuffer` for Dict observations (``"MultiInputPolicy"``)."""
 
 

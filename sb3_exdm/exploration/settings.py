@@ -1,21 +1,75 @@
-"""Settings that every way to give an intrinsic reward shares."""
+"""Settings and schedule of fits that wrappers and replay buffers share."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
-from sb3_exdm.rewards.base import REWARD_TRANSFORMS
+from gymnasium import spaces
+
+from sb3_exdm.common.validation import check_choice, check_integers
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
+from sb3_exdm.rewards.registry import make_reward
 
 
-def check_coefficients(intrinsic_coef: float, extrinsic_coef: float, reward_transform: str | None) -> None:
+@dataclass
+class RewardSettings:
     """
-    Refuse weights that are not finite, and unknown transforms.
-
-    :param intrinsic_coef: weight of the intrinsic reward
-    :param extrinsic_coef: weight of the task reward
-    :param reward_transform: a name in :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`, or None
-    :raises ValueError: for a weight that is not finite, or an unknown name
+    Weights of the two rewards, and schedule of the fits of the intrinsic reward, with the same meaning in wrappers and
+    replay buffers, see :class:`~sb3_exdm.exploration.wrapper.ScoreRewardWrapper`. Transitions are counted over all
+    environments together. The weights can be changed while training, e.g. to anneal one.
     """
-    for name, coef in (("intrinsic_coef", intrinsic_coef), ("extrinsic_coef", extrinsic_coef)):
-        if not math.isfinite(coef):
-            raise ValueError(f"{name} must be finite, got {coef}: every reward would be lost.")
-    if reward_transform is not None and reward_transform not in REWARD_TRANSFORMS:
-        raise ValueError(f"Unknown reward_transform {reward_transform!r}; choose one of {', '.join(REWARD_TRANSFORMS)}.")
+
+    intrinsic_coef: float
+    extrinsic_coef: float
+    learning_starts: int
+    train_freq: int
+    gradient_steps: int
+    batch_size: int
+    reward_transform: str | None
+
+    def __post_init__(self) -> None:
+        check_integers(
+            learning_starts=(self.learning_starts, 0),
+            train_freq=(self.train_freq, 1),
+            gradient_steps=(self.gradient_steps, 0),
+            batch_size=(self.batch_size, 1),
+        )
+        for name, coef in (("intrinsic_coef", self.intrinsic_coef), ("extrinsic_coef", self.extrinsic_coef)):
+            if not math.isfinite(coef):
+                raise ValueError(f"{name} must be finite, got {coef}.")
+        if self.reward_transform is not None:
+            check_choice("reward_transform", self.reward_transform, REWARD_TRANSFORMS)
+
+    def make_reward(
+        self,
+        reward: str | IntrinsicReward,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        reward_kwargs: dict[str, Any] | None,
+        **defaults: Any,
+    ) -> IntrinsicReward:
+        """Build a model of the intrinsic reward from a name, with ``defaults`` for ``reward_kwargs``, or check an instance."""
+        defaults = {"batch_size": self.batch_size, **defaults} if isinstance(reward, str) else {}
+        return make_reward(reward, observation_space, action_space, **{**defaults, **(reward_kwargs or {})})
+
+
+class FitSchedule:
+    """
+    Count transitions, and the gradient steps that are due after them.
+
+    :param settings: ``learning_starts``, ``train_freq`` and ``gradient_steps`` are used
+    """
+
+    def __init__(self, settings: RewardSettings) -> None:
+        self.settings = settings
+        self.n_transitions = 0
+        self.n_fits = 0
+
+    def advance(self, n_transitions: int) -> int:
+        """Count new transitions and return the number of gradient steps that are due."""
+        self.n_transitions += n_transitions
+        if self.n_transitions < self.settings.learning_starts:
+            return 0
+        n_due = self.n_transitions // self.settings.train_freq - self.n_fits
+        self.n_fits += n_due
+        return n_due * self.settings.gradient_steps

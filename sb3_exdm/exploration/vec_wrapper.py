@@ -1,4 +1,4 @@
-"""The intrinsic reward as a wrapper of Stable-Baselines3's vectorized environments."""
+"""Intrinsic reward as a wrapper of vectorized environments."""
 
 from copy import deepcopy
 from typing import Any
@@ -6,37 +6,33 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, is_vecenv_wrapped
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_exdm.exploration.online import OnlineReward
+from sb3_exdm.exploration.online import OnlineReward, OnlineRewardMixin, refuse_her
 from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
 from sb3_exdm.rewards.base import IntrinsicReward
 
 
-class VecScoreRewardWrapper(VecEnvWrapper):
+class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
     """
-    :class:`~sb3_exdm.exploration.wrapper.ScoreRewardWrapper` for several environments with one model of novelty: what one
-    of them has visited is no longer new to the others, and all states of a step are scored at once.
+    :class:`~sb3_exdm.exploration.wrapper.ScoreRewardWrapper` for several environments with one model of the intrinsic reward:
+    a state that one environment has visited is known for all, and the states of a step are scored together.
 
-    A ``VecMonitor`` is put around ``venv`` if its environments have no ``Monitor``, so that ``rollout/ep_rew_mean`` is the
-    return of the task. To normalize observations or rewards, put ``VecNormalize`` around this wrapper.
+    >>> from stable_baselines3 import PPO
+    >>> from stable_baselines3.common.env_util import make_vec_env
+    >>> from sb3_exdm import VecScoreRewardWrapper
+    >>> env = VecScoreRewardWrapper(make_vec_env("Pendulum-v1", n_envs=4), seed=0)
+    >>> model = PPO("MlpPolicy", env, n_steps=512).learn(2048)
+    >>> env.reward_model.fitted
+    True
+
+    ``rollout/ep_rew_mean`` is the return of the task: a ``VecMonitor`` is put around ``venv`` unless its environments have a
+    ``Monitor``. To normalize observations or rewards, put ``VecNormalize`` around this wrapper.
 
     :param venv: vectorized environment
-    :param reward: name of a reward, see :data:`~sb3_exdm.rewards.registry.REWARDS`, or one that exists
-    :param intrinsic_coef: weight of the intrinsic reward
-    :param extrinsic_coef: weight of the task's reward
-    :param buffer_size: number of states of all environments kept to fit on; fewer if they are large, see
-        :data:`~sb3_exdm.exploration.online.MAX_BYTES`
-    :param learning_starts: number of states of all environments before the first fit. Until then all are paid alike
-    :param train_freq: number of states of all environments between two fits
-    :param gradient_steps: gradient steps per fit
-    :param batch_size: minibatch of a gradient step
-    :param reward_transform: what the agent is paid for a standardized novelty, a name in
-        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the one that suits the reward
-    :param reward_kwargs: further arguments of the reward, if ``reward`` is a name
-    :param device: PyTorch device of the model, if ``reward`` is a name
-    :param seed: seed of the model and of the states drawn to fit it
+    :param reward: see :class:`~sb3_exdm.exploration.wrapper.ScoreRewardWrapper`, as all further parameters; transitions and
+        states are counted over all environments together
     """
 
     def __init__(
@@ -62,7 +58,7 @@ class VecScoreRewardWrapper(VecEnvWrapper):
                 "stable_baselines3.common.env_util.make_vec_env, or use ScoreRewardWrapper for one environment."
             )
         _check_inner_wrappers(venv)
-        if not any(venv.env_is_wrapped(Monitor)) and not _is_inside(venv, VecMonitor):
+        if not any(venv.env_is_wrapped(Monitor)) and not is_vecenv_wrapped(venv, VecMonitor):
             venv = VecMonitor(venv)
         super().__init__(venv)
         self._online = OnlineReward(
@@ -84,33 +80,27 @@ class VecScoreRewardWrapper(VecEnvWrapper):
         self._last_obs: Any = None
         self._last_actions: Any = None
 
-    @property
-    def reward_model(self) -> IntrinsicReward:
-        """The model of novelty."""
-        return self._online.model
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the model stays as it is, for evaluation: states are still paid, but neither remembered nor fitted."""
-        return self._online.frozen
-
-    @frozen.setter
-    def frozen(self, frozen: bool) -> None:
-        self._online.frozen = frozen
-
     def reset(self) -> VecEnvObs:
-        """Reset the environments; the model stays."""
+        """Reset the environments, not the model."""
         obs = self.venv.reset()
         self._remember(obs)
         return obs
 
     def step_async(self, actions: np.ndarray) -> None:
-        """:param actions: one action per environment"""
+        """
+        Begin a step of the environments.
+
+        :param actions: one action per environment
+        """
         self._last_actions = actions
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """:return: as from the environments, but for the rewards and the two parts of them in ``infos``"""
+        """
+        Finish the step and compute the rewards.
+
+        :return: as from the environments, with the weighted rewards, and both rewards in ``infos``
+        """
         obs, extrinsic, dones, infos = self.venv.step_wait()
         if self.reward_model.needs_actions:
             rewards, intrinsic = self._online.reward_step(self._last_obs, self._last_actions, extrinsic)
@@ -122,19 +112,27 @@ class VecScoreRewardWrapper(VecEnvWrapper):
             info["extrinsic_reward"] = extrinsic_reward
         return obs, rewards.astype(np.float32, copy=False), dones, infos
 
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the environments; refuses ``compute_reward``, which ``HerReplayBuffer`` calls."""
+        if method_name == "compute_reward":
+            refuse_her()
+        return super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
+
     def _remember(self, obs: VecEnvObs) -> None:
         if self.reward_model.needs_actions:
-            self._last_obs = deepcopy(obs)  # environments may write the next ones over it
+            self._last_obs = deepcopy(obs)  # environments may reuse the array
 
 
 def reached_observations(obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
     """
-    The states that were reached. Where an episode has ended, ``obs`` is already of the next one, and the last is in the info.
+    Replace the first observations of new episodes by the last ones of the episodes that ended, which are in the infos.
 
-    :param obs: raw observations of a VecEnv after a step, an array or a mapping of arrays
+    :param obs: observations of a VecEnv after a step, an array or a mapping of arrays
     :param dones: ``(n_envs,)``
-    :param infos: one per environment
-    :return: like ``obs``, which stays as it is
+    :param infos: infos of the environments
+    :return: reached states, of the same form as ``obs``, which is not changed
     """
     if not dones.any():
         return obs
@@ -149,22 +147,13 @@ def reached_observations(obs: Any, dones: np.ndarray, infos: list[dict[str, Any]
     return reached
 
 
-def _is_inside(venv: VecEnv, wrapper_class: type[VecEnvWrapper]) -> bool:
-    while isinstance(venv, VecEnvWrapper):
-        if isinstance(venv, wrapper_class):
-            return True
-        venv = venv.venv
-    return False
-
-
 def _check_inner_wrappers(venv: VecEnv) -> None:
-    if _is_inside(venv, VecNormalize):
+    if is_vecenv_wrapped(venv, VecNormalize):
         raise ValueError(
-            "VecScoreRewardWrapper must not be put around VecNormalize: off-policy algorithms store the reward that "
-            "VecNormalize saw, so the intrinsic reward would be lost without a word. Use "
-            "VecNormalize(VecScoreRewardWrapper(env))."
+            "VecScoreRewardWrapper must be inside of VecNormalize: off-policy algorithms store the rewards that VecNormalize "
+            "gets, so the intrinsic reward would be lost. Use VecNormalize(VecScoreRewardWrapper(env))."
         )
-    if _is_inside(venv, VecScoreRewardWrapper) or any(venv.env_is_wrapped(ScoreRewardWrapper)):
+    if is_vecenv_wrapped(venv, VecScoreRewardWrapper) or any(venv.env_is_wrapped(ScoreRewardWrapper)):
         raise ValueError(
-            "The environments have a ScoreRewardWrapper already: the outer one would take its reward for the task's."
+            "The environments have a ScoreRewardWrapper already: the outer one would take its reward for the task reward."
         )

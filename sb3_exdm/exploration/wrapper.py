@@ -1,7 +1,7 @@
-"""The intrinsic reward as a Gymnasium wrapper."""
+"""Intrinsic reward as a Gymnasium wrapper."""
 
 from copy import deepcopy
-from typing import Any, SupportsFloat
+from typing import Any, NoReturn, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -11,23 +11,21 @@ from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_exdm.exploration.online import OnlineReward
+from sb3_exdm.exploration.online import OnlineReward, OnlineRewardMixin, refuse_her
 from sb3_exdm.rewards.base import IntrinsicReward
 
 
-class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
+class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
     """
-    Pays an agent for reaching states that were rarely visited, whatever the task.
+    Reward an agent for reaching states that were rarely visited.
 
-    The reward of a step is ``intrinsic_coef * intrinsic + extrinsic_coef * extrinsic``; both parts are in ``info`` as
-    ``intrinsic_reward`` (after reward_transform, before weighting) and ``extrinsic_reward``. The intrinsic part is the novelty of
-    the state that was *reached*; a reward that looks at actions gets the state they were taken in. The model of novelty
-    is fitted as the agent goes, to states drawn uniformly from the last ``buffer_size``.
+    The reward of a step is ``intrinsic_coef * intrinsic_reward + extrinsic_coef * extrinsic_reward``; both are in ``info``.
+    The intrinsic reward is that of the reached state, or, for a reward that needs actions, of the action and the state in
+    which it was taken. The model of the intrinsic reward is fitted during training to states drawn uniformly from the
+    last ``buffer_size``. It belongs to this environment alone; see
+    :class:`~sb3_exdm.exploration.vec_wrapper.VecScoreRewardWrapper` for one model of several environments.
 
-    Each environment has a model of its own. For several environments with one model see
-    :class:`~sb3_exdm.exploration.vec_wrapper.VecScoreRewardWrapper`.
-
-    Without the wrapper an agent is paid by the task:
+    Without the wrapper the environment returns the task reward:
 
     >>> import gymnasium as gym
     >>> env = gym.make("MountainCarContinuous-v0")
@@ -36,32 +34,35 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
     >>> info
     {}
 
-    With it by novelty, here the same for all states since nothing is learned yet:
+    With it the intrinsic reward, here the same for all states since no model is fitted yet:
 
-    >>> from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
+    >>> from sb3_exdm import ScoreRewardWrapper
     >>> env = ScoreRewardWrapper(gym.make("MountainCarContinuous-v0"), seed=0)
     >>> _ = env.reset(seed=0)
     >>> *_, reward, terminated, truncated, info = env.step(env.action_space.high)
     >>> reward, info["intrinsic_reward"], round(info["extrinsic_reward"], 2)
     (1.0, 1.0, -0.1)
 
-    A ``Monitor`` is put around ``env`` if there is none, so that ``rollout/ep_rew_mean``, which Stable-Baselines3 logs, is the
-    return of the task and not that of novelty. Neither ``reset(seed=...)`` nor the seed of an algorithm touches the model:
-    only ``seed`` does.
+    ``rollout/ep_rew_mean``, which Stable-Baselines3 logs, is the return of the task: a ``Monitor`` is put around ``env``
+    unless it has one, and Stable-Baselines3 adds no other. Around the wrapper a ``Monitor`` would report the return of the
+    rewards that the agent gets. :class:`~sb3_exdm.exploration.callbacks.IntrinsicRewardCallback` logs the intrinsic reward.
+
+    Neither ``reset(seed=...)`` nor the seed of an algorithm changes the model, only ``seed`` does. ``HerReplayBuffer`` is
+    refused when it samples, because it would drop the intrinsic reward.
 
     :param env: environment with Box, Discrete, MultiDiscrete, MultiBinary, image or Dict observations
-    :param reward: name of a reward, see :data:`~sb3_exdm.rewards.registry.REWARDS`, or one that exists. An object is
-        not recorded in ``env.spec``: who rebuilds the environment from there has to pass one
+    :param reward: registered name, see :data:`~sb3_exdm.rewards.registry.REWARDS`, or an instance, which is not recorded in
+        ``env.spec``: pass it again to an environment that is made from there
     :param intrinsic_coef: weight of the intrinsic reward
-    :param extrinsic_coef: weight of the task's reward
-    :param buffer_size: number of states kept to fit on; fewer if they are large, see
+    :param extrinsic_coef: weight of the task reward
+    :param buffer_size: number of states kept to fit the model; fewer if they are large, see
         :data:`~sb3_exdm.exploration.online.MAX_BYTES`
-    :param learning_starts: number of states before the first fit. Until then all are paid alike, like one of average novelty
-    :param train_freq: number of states between two fits
+    :param learning_starts: number of transitions before the first fit; until then all states get the same reward
+    :param train_freq: number of transitions between two fits
     :param gradient_steps: gradient steps per fit
     :param batch_size: minibatch of a gradient step
-    :param reward_transform: what the agent is paid for a standardized novelty, a name in
-        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the one that suits the reward
+    :param reward_transform: transform of the standardized intrinsic reward, a name in
+        :data:`~sb3_exdm.rewards.base.REWARD_TRANSFORMS`; None for the default of the reward
     :param reward_kwargs: further arguments of the reward, if ``reward`` is a name
     :param device: PyTorch device of the model, if ``reward`` is a name
     :param seed: seed of the model and of the states drawn to fit it
@@ -90,7 +91,7 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
             )
         if is_wrapped(env, ScoreRewardWrapper):
             raise ValueError(
-                "The environment has a ScoreRewardWrapper already: the outer one would take its reward for the task's."
+                "The environment has a ScoreRewardWrapper already: the outer one would take its reward for the task reward."
             )
         settings: dict[str, Any] = dict(
             intrinsic_coef=intrinsic_coef,
@@ -105,37 +106,25 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
             device=device,
             seed=seed,
         )
-        # Deep copies would copy the network, and a spec must not hold one.
+        # A spec must not hold a network, nor a copy of one.
         recorded = reward if isinstance(reward, str) else None
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, reward=recorded, **settings)
         gym.Wrapper.__init__(self, env if is_wrapped(env, Monitor) else TaskMonitor(env))
         self._online = OnlineReward(reward, self.observation_space, self.action_space, **settings)
         self._last_obs: Any = None
 
-    @property
-    def reward_model(self) -> IntrinsicReward:
-        """The model of novelty."""
-        return self._online.model
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the model stays as it is, for evaluation: states are still paid, but neither remembered nor fitted."""
-        return self._online.frozen
-
-    @frozen.setter
-    def frozen(self, frozen: bool) -> None:
-        self._online.frozen = frozen
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[ObsType, dict[str, Any]]:
-        """Reset the environment; the model stays."""
+        """Reset the environment, not the model."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._remember(obs)
         return obs, info
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
         """
-        :param action: an action
-        :return: as from the environment, but for the reward and the two parts of it in ``info``
+        Step the environment and compute the reward.
+
+        :param action: action
+        :return: as from the environment, with the weighted reward, and both rewards in ``info``
         """
         obs, extrinsic, terminated, truncated, info = self.env.step(action)
         needs_actions = self.reward_model.needs_actions
@@ -149,13 +138,17 @@ class ScoreRewardWrapper(gym.Wrapper[ObsType, ActType, ObsType, ActType], Record
         info["extrinsic_reward"] = float(extrinsic)
         return obs, float(rewards[0]), terminated, truncated, info
 
+    def compute_reward(self, *args: Any) -> NoReturn:
+        """Refuse ``HerReplayBuffer``, which calls this method."""
+        refuse_her()
+
     def _remember(self, obs: ObsType) -> None:
         if self.reward_model.needs_actions:
-            self._last_obs = deepcopy(obs)  # an environment may write the next one over it
+            self._last_obs = deepcopy(obs)  # environments may reuse the array
 
 
 class TaskMonitor(Monitor, RecordConstructorArgs):
-    """A ``Monitor`` that an environment can be rebuilt with from its ``spec``."""
+    """``Monitor`` that ``env.spec`` records, so that the environment can be made from it."""
 
     def __init__(self, env: gym.Env) -> None:
         RecordConstructorArgs.__init__(self)

@@ -1,20 +1,20 @@
-"""Adapting a diffusion policy to a task: critics, policy improvement operators, and the callback that runs them."""
+"""Fine-tuning of pre-trained policies: operators, critics, replay buffer, and the callbacks that use them."""
 
-from sb3_exdm.finetuning.anchor import ActorAnchor
 from sb3_exdm.finetuning.callback import DiffusionFinetuneCallback
 from sb3_exdm.finetuning.distillation import distill
-from sb3_exdm.finetuning.gaussian import WarmUpCallback
-from sb3_exdm.finetuning.operators import OPERATORS, Operator
+from sb3_exdm.finetuning.gaussian import FINETUNE_ALGORITHMS, GaussianFinetuneCallback
+from sb3_exdm.finetuning.operators import OPERATORS, Operator, register_operator
 from sb3_exdm.finetuning.relabel import relabel
 from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer
 
 __all__ = [
+    "FINETUNE_ALGORITHMS",
     "OPERATORS",
-    "ActorAnchor",
     "DiffusionFinetuneCallback",
     "FinetuneReplayBuffer",
+    "GaussianFinetuneCallback",
     "Operator",
-    "WarmUpCallback",
     "distill",
+    "register_operator",
     "relabel",
 ]

@@ -1,4 +1,4 @@
-"""One diffusion policy out of everything that took part in fine-tuning."""
+"""Distillation of a fine-tuned policy into a single diffusion policy."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer
 from sb3_exdm.policies.diffusion_actor import DiffusionActor
 from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
 
-CHUNK = 1000
+CHUNK_SIZE = 1000
 """States that are labeled together."""
 
 
@@ -21,15 +21,16 @@ def distill(
     seed: int = 0,
 ) -> DiffusionActor:
     """
-    Fit a diffusion policy to what a fine-tuned policy does in the states of its replay buffer. The result needs no critic and
-    no Gaussian to act, and can be saved, evaluated, and pre-train another policy.
+    Distill a fine-tuned policy, with its critic and its Gaussian, into a diffusion policy that acts alone. The cached actions
+    of the buffer are removed.
 
-    :param policy: the fine-tuned policy
-    :param buffer: its replay buffer; states shortly before a success are favored as in training
-    :param gradient_steps: steps of Adam
-    :param batch_size: rows of a minibatch
-    :param n_states: states to imitate in
-    :param seed: seed of everything
+    :param policy: fine-tuned policy
+    :param buffer: its replay buffer; states near a success are oversampled as in training
+    :param gradient_steps: gradient steps
+    :param batch_size: batch size
+    :param n_states: number of states to imitate the policy in
+    :param seed: seed of initialization and training
+    :return: diffusion policy, which can be saved, evaluated, and fine-tuned further
     """
     actor = DiffusionActor(
         policy.observation_space,
@@ -40,9 +41,9 @@ def distill(
     )
     actor.features.load_state_dict(policy.actor.features.state_dict())
     observations, actions = [], []
-    buffer.drop_candidates()  # they are of no use here
-    for _ in range(max(n_states // CHUNK, 1)):
-        states = buffer.sample(CHUNK).observations
+    buffer.clear_cached_actions()
+    for _ in range(max(n_states // CHUNK_SIZE, 1)):
+        states = buffer.sample(CHUNK_SIZE).observations
         observations.append(states.cpu().numpy())
         actions.append(policy.act(policy.features(states), deterministic=True).cpu().numpy())
     actor.fit(

@@ -1,106 +1,248 @@
-"""Fine-tuning the agent that explored, with the algorithm that trained it."""
+"""Fine-tuning of a pre-trained Gaussian or deterministic policy with the algorithm that trained it."""
 
-from stable_baselines3.common.callbacks import BaseCallback
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import polyak_update
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
 
 from sb3_exdm.common.validation import check_integers
-from sb3_exdm.finetuning.anchor import ActorAnchor
-from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer
+from sb3_exdm.finetuning.schedule import FinetuneSchedule
 
-ANCHOR_STRENGTH = 0.05
-"""Of :class:`~sb3_exdm.finetuning.anchor.ActorAnchor`, measured on the walker."""
+KL_COEF = 0.05
+"""Initial coefficient of the KL regularization, measured on the walker."""
+
+DETERMINISTIC_STD = 0.1
+"""Standard deviation of the Gaussian around a deterministic action in the KL divergence, in units of [-1, 1]."""
 
 
-class WarmUpCallback(BaseCallback):
-    """
-    Collects the first ``learning_starts`` transitions with the policy that there is, where Stable-Baselines3 would act
-    uniformly, and learns from the offline transitions of the replay buffer before the first step.
+class KLRegularized(OffPolicyAlgorithm):
+    r"""
+    Base class of the algorithms here. They can update the critic alone, and their actor loss has the additional term
 
-    A new critic can first learn what the policy is worth: led by a critic that knows nothing, a pre-trained policy is lost
-    within a few hundred updates. As a critic of few transitions is wrong about all other actions, the actor can also be held
-    near what it was (:class:`~sb3_exdm.finetuning.anchor.ActorAnchor`), fully for half of ``kl_steps``, then less and less.
+    .. math:: c \cdot \mathrm{mean} |Q(s, \pi(s))| \cdot KL(\pi(\cdot \mid s) \,\|\, \pi_{pretrained}(\cdot \mid s)),
 
-    :param offline_updates: updates before the first step, if the replay buffer has offline transitions
-    :param critic_updates: updates of the critic alone, when learning begins without offline transitions
-    :param kl_steps: steps, from the beginning of learning, after which the actor is free; it is not held where there are
-        offline transitions
-    :param uniform: act uniformly all the same, and learn as usual, for an agent that is not pre-trained
-    :raises ValueError: for numbers out of range, or if the algorithm is not off-policy
+    which keeps the actor near the pre-trained one while the critic is inaccurate (kickstarting, Schmitt et al. 2018,
+    arXiv 1803.03835). The factor of the value makes the coefficient c independent of the scale of rewards (TD3+BC,
+    Fujimoto & Gu 2021, arXiv 2106.06860, section 5). Without either they compute the numbers of Stable-Baselines3.
     """
 
-    def __init__(self, offline_updates: int = 5000, critic_updates: int = 0, kl_steps: int = 0, uniform: bool = False) -> None:
-        super().__init__()
-        check_integers(offline_updates=(offline_updates, 0), critic_updates=(critic_updates, 0), kl_steps=(kl_steps, 0))
-        self.offline_updates = offline_updates
-        self.critic_updates = critic_updates
+    kl_coef: float = 0.0
+    """Coefficient c."""
+    pretrained_actor: BasePolicy
+
+    def start_regularization(self, kl_coef: float = KL_COEF) -> None:
+        """
+        Regularize towards the present actor from now on.
+
+        :param kl_coef: coefficient, finite and at least 0
+        :raises ValueError: for a coefficient out of range
+        """
+        if not 0.0 <= kl_coef < float("inf"):
+            raise ValueError(f"kl_coef must be finite and at least 0, got {kl_coef}.")
+        self.kl_coef = kl_coef
+        self.pretrained_actor = self.policy.make_actor()  # type: ignore[operator]
+        self.pretrained_actor.load_state_dict(self.actor.state_dict())
+        self.pretrained_actor.requires_grad_(False)
+
+    def train(self, gradient_steps: int, batch_size: int = 64, critic_only: bool = False) -> None:
+        """
+        Sample the replay buffer and do the updates.
+
+        :param gradient_steps: number of updates
+        :param batch_size: batch size
+        :param critic_only: update critic and target critic alone
+        """
+        assert self.replay_buffer is not None
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        logs: dict[str, list[float]] = defaultdict(list)
+        for step in range(gradient_steps):
+            self._n_updates += 1
+            data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            self._train_step(step, data, critic_only, logs)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for key, values in logs.items():
+            self.logger.record(f"train/{key}", np.mean(values))
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        return [self.policy.actor.optimizer, self.policy.critic.optimizer]  # type: ignore[union-attr, list-item]
+
+    def _train_step(self, step: int, data: Any, critic_only: bool, logs: dict[str, list[float]]) -> None:
+        raise NotImplementedError
+
+    def _targets(self, data: Any, next_q_values: th.Tensor) -> th.Tensor:
+        discounts = self.gamma if data.discounts is None else data.discounts
+        return data.rewards + (1 - data.dones) * discounts * next_q_values  # (batch, 1)
+
+    def _regularization(self, q_values: th.Tensor, divergence: th.Tensor) -> th.Tensor:
+        return self.kl_coef * q_values.detach().abs().mean() * divergence.mean()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "kl_coef", "pretrained_actor"]
+
+
+def _descend(optimizer: th.optim.Optimizer, loss: Any) -> float:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+class FinetuneSAC(KLRegularized, SAC):
+    """SAC with KL regularization, see :class:`KLRegularized`. The parameters are those of Stable-Baselines3's SAC."""
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        return super()._optimizers() + ([] if self.ent_coef_optimizer is None else [self.ent_coef_optimizer])
+
+    def _train_step(self, step: int, data: Any, critic_only: bool, logs: dict[str, list[float]]) -> None:
+        if self.use_sde:
+            self.actor.reset_noise()
+        ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+        logs["ent_coef"].append(ent_coef.item())
+        if not critic_only:
+            actions_pi, log_prob = self.actor.action_log_prob(data.observations)
+            log_prob = log_prob.reshape(-1, 1)
+            distribution = self.actor.action_dist.distribution  # the next call of the actor replaces it
+            if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+                assert isinstance(self.target_entropy, float)
+                ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
+                logs["ent_coef_loss"].append(_descend(self.ent_coef_optimizer, ent_coef_loss))
+        with th.no_grad():
+            next_actions, next_log_prob = self.actor.action_log_prob(data.next_observations)
+            next_q_values = th.cat(self.critic_target(data.next_observations, next_actions), dim=1)
+            next_q_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob.reshape(-1, 1)
+            targets = self._targets(data, next_q_values)
+        critic_loss = 0.5 * sum(F.mse_loss(q, targets) for q in self.critic(data.observations, data.actions))
+        logs["critic_loss"].append(_descend(self.critic.optimizer, critic_loss))
+        if not critic_only:
+            q_values = th.cat(self.critic(data.observations, actions_pi), dim=1)  # (batch, n_critics)
+            actor_loss = (ent_coef * log_prob - q_values.min(dim=1, keepdim=True).values).mean()
+            if self.kl_coef:
+                actor_loss = actor_loss + self._regularization(q_values, self._divergence(data.observations, distribution))
+            logs["actor_loss"].append(_descend(self.actor.optimizer, actor_loss))
+        if step % self.target_update_interval == 0:
+            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+
+    def _divergence(self, observations: Any, distribution: Normal) -> th.Tensor:
+        """KL divergence of the actor from the pre-trained one, which squashing does not change, in nats, ``(batch,)``."""
+        actor: Any = self.pretrained_actor
+        mean, log_std, kwargs = actor.get_action_dist_params(observations)
+        pretrained = actor.action_dist.proba_distribution(mean, log_std, **kwargs).distribution
+        return kl_divergence(distribution, pretrained).sum(dim=1)
+
+
+class FinetuneTD3(KLRegularized, TD3):
+    """TD3 with KL regularization, see :class:`KLRegularized`. The parameters are those of Stable-Baselines3's TD3."""
+
+    def _train_step(self, step: int, data: Any, critic_only: bool, logs: dict[str, list[float]]) -> None:
+        with th.no_grad():
+            noise = data.actions.clone().data.normal_(0, self.target_policy_noise)
+            noise = noise.clamp(-self.target_noise_clip, self.target_noise_clip)
+            next_actions = (self.actor_target(data.next_observations) + noise).clamp(-1, 1)
+            next_q_values = th.cat(self.critic_target(data.next_observations, next_actions), dim=1)
+            targets = self._targets(data, next_q_values.min(dim=1, keepdim=True).values)
+        critic_loss = sum(F.mse_loss(q, targets) for q in self.critic(data.observations, data.actions))
+        logs["critic_loss"].append(_descend(self.critic.optimizer, critic_loss))
+        if self._n_updates % self.policy_delay:
+            return
+        if not critic_only:
+            actions_pi = self.actor(data.observations)
+            q_values = self.critic.q1_forward(data.observations, actions_pi)  # (batch, 1)
+            actor_loss = -q_values.mean()
+            if self.kl_coef:
+                actor_loss = actor_loss + self._regularization(q_values, self._divergence(data.observations, actions_pi))
+            logs["actor_loss"].append(_descend(self.actor.optimizer, actor_loss))
+            polyak_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
+            polyak_update(self.actor_batch_norm_stats, self.actor_batch_norm_stats_target, 1.0)
+        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        polyak_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)
+
+    def _divergence(self, observations: Any, actions: th.Tensor) -> th.Tensor:
+        """KL divergence between Gaussians around the actions of the actor and of the pre-trained one, ``(batch,)``."""
+        return (actions - self.pretrained_actor(observations)).square().sum(dim=1) / (2.0 * DETERMINISTIC_STD**2)
+
+
+class FinetuneDDPG(FinetuneTD3, DDPG):
+    """DDPG with KL regularization, see :class:`KLRegularized`. The parameters are those of Stable-Baselines3's DDPG."""
+
+
+FINETUNE_ALGORITHMS: dict[str, type[KLRegularized]] = {"sac": FinetuneSAC, "td3": FinetuneTD3, "ddpg": FinetuneDDPG}
+"""Algorithms that fine-tune a pre-trained actor, by the name of the algorithm that trained it."""
+
+
+class GaussianFinetuneCallback(FinetuneSchedule):
+    """
+    Fine-tune the policy that explored with its own algorithm, in the phases of
+    :class:`~sb3_exdm.finetuning.schedule.FinetuneSchedule`, which start anew in every call of ``learn``.
+
+    A new critic ruins a pre-trained actor within a few hundred updates. It can therefore be trained alone first, and the actor
+    can be regularized: with the full coefficient in the first half of ``kl_steps``, annealed linearly to 0 in the second.
+
+    :param offline_updates: number of updates before the first step, if the replay buffer holds offline transitions
+    :param critic_updates: number of updates of the critic alone when learning begins; none after offline updates
+    :param kl_steps: steps from the first update to the end of the KL regularization; none after offline updates
+    :param uniform: act uniformly during the warm-up and learn from equal rewards too, for an agent from scratch
+    :param verbose: verbosity
+    :raises ValueError: for numbers out of range, or an algorithm that is not in :data:`FINETUNE_ALGORITHMS` where
+        ``critic_updates`` or ``kl_steps`` need one
+    """
+
+    def __init__(
+        self,
+        offline_updates: int = 5000,
+        critic_updates: int = 0,
+        kl_steps: int = 0,
+        uniform: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(offline_updates, critic_updates, verbose)
+        check_integers(kl_steps=(kl_steps, 0))
         self.kl_steps = kl_steps
         self.uniform = uniform
-        self._anchor: ActorAnchor | None = None
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, OffPolicyAlgorithm):
-            raise ValueError(f"WarmUpCallback is for off-policy algorithms, got {type(self.model).__name__}.")
-
-    def _on_training_start(self) -> None:
+        super()._init_callback()
         model = self.model
-        assert isinstance(model, OffPolicyAlgorithm)
-        self._gradient_steps, self._learning_starts = model.gradient_steps, model.learning_starts
-        buffer = model.replay_buffer
-        self._knows_nothing = True
-        if isinstance(buffer, FinetuneReplayBuffer) and buffer.n_offline and buffer.has_signal:
-            self._knows_nothing = self.offline_updates == 0
-            model.train(gradient_steps=self.offline_updates, batch_size=model.batch_size)
-        if not self.uniform:
-            model.learning_starts = 0
-            model.gradient_steps = 0
+        if (self.critic_updates or self.kl_steps) and not isinstance(model, KLRegularized):
+            names = ", ".join(algorithm.__name__ for algorithm in FINETUNE_ALGORITHMS.values())
+            raise ValueError(f"critic_updates and kl_steps need {names} (sb3_exdm.finetuning), got {type(model).__name__}.")
+        self.n_collected, self.n_updates = model.num_timesteps, 0
+        self._kl_start: int | None = None
 
-    def _on_step(self) -> bool:
-        return True
+    def _take_over(self) -> None:
+        super()._take_over()
+        if self.uniform:
+            self.model.learning_starts = self._learning_starts
 
-    def _on_rollout_end(self) -> None:
-        model = self.model
-        assert isinstance(model, OffPolicyAlgorithm)
-        buffer = model.replay_buffer
-        # As long as all rewards are the same there is nothing to learn, and what explored would be forgotten.
-        has_signal = self.uniform or not isinstance(buffer, FinetuneReplayBuffer) or buffer.has_signal
-        if self.num_timesteps > self._learning_starts and has_signal and model.gradient_steps == 0:
-            if self._knows_nothing:
-                self._begin(model)
-            model.gradient_steps = self._gradient_steps
-        if self._anchor is not None:
-            self._loosen(self._anchor)
+    def _can_learn(self) -> bool:
+        return self.uniform or super()._can_learn()
 
-    def _begin(self, model: OffPolicyAlgorithm) -> None:
-        if self.critic_updates:
-            self._train_critic()
+    def _start_learning(self) -> None:
+        super()._start_learning()
         if self.kl_steps:
-            self._anchor = ActorAnchor(model, ANCHOR_STRENGTH)
-            self._anchored_at = self.num_timesteps
+            assert isinstance(self.model, KLRegularized)
+            self.model.start_regularization()
+            self._kl_start = self.num_timesteps
 
-    def _loosen(self, anchor: ActorAnchor) -> None:
-        """In full for the first half, then linearly to nothing."""
-        elapsed = (self.num_timesteps - self._anchored_at) / self.kl_steps
-        anchor.strength = ANCHOR_STRENGTH * min(2.0 - 2.0 * elapsed, 1.0)
-        if elapsed >= 1.0:
-            self._release()
-
-    def _release(self) -> None:
-        if self._anchor is not None:
-            self._anchor.release()
-            self._anchor = None
-
-    def _train_critic(self) -> None:
-        """Some updates with an actor that stays as it is."""
+    def _update(self, gradient_steps: int, critic_only: bool) -> None:
         model = self.model
-        assert isinstance(model, OffPolicyAlgorithm)
-        actor = model.policy.actor
-        assert isinstance(actor, BasePolicy)
-        actor.requires_grad_(False)
-        model.train(gradient_steps=self.critic_updates, batch_size=model.batch_size)
-        actor.requires_grad_(True)
+        if self._kl_start is not None:
+            assert isinstance(model, KLRegularized)
+            progress = (self.num_timesteps - self._kl_start) / self.kl_steps
+            model.kl_coef = KL_COEF * min(max(2.0 - 2.0 * progress, 0.0), 1.0)
+        kwargs = {"critic_only": True} if critic_only else {}
+        model.train(gradient_steps=gradient_steps, batch_size=model.batch_size, **kwargs)
+        self.n_updates += gradient_steps
 
     def _on_training_end(self) -> None:
-        self._release()
-        assert isinstance(self.model, OffPolicyAlgorithm)
-        self.model.gradient_steps, self.model.learning_starts = self._gradient_steps, self._learning_starts
+        super()._on_training_end()
+        if isinstance(self.model, KLRegularized):
+            self.model.kl_coef = 0.0

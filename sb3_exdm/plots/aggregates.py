@@ -1,4 +1,4 @@
-"""Aggregates over many runs: a panel for each aggregate, a row for each method."""
+"""Aggregates over many runs: one panel per aggregate, one row per method."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BAR = 0.62  # height of a bar, where the rows are 1 apart
-_LABEL_WIDTH = 32  # letters
+_LABEL_WIDTH = 32  # characters
 
 
 def plot_aggregates(
     methods: Sequence[str], aggregates: Mapping[str, np.ndarray], path: str | Path, *, xlabel: str | None = None
 ) -> Path:
     """
-    Aggregates and their intervals, as rliable draws them: a bar is an interval, the line in it the aggregate. An aggregate
-    without an interval is a line alone.
+    Plot aggregates with their intervals, as rliable does: a bar for the interval, a line for the aggregate.
 
-    :param methods: names of the rows, the first one on top
-    :param aggregates: value, lower and upper end of each method, (n_methods, 3), by the title of the panel; the ends are NaN
-        where there is no interval
-    :param path: the picture; its ending says the format
-    :param xlabel: what is aggregated
+    :param methods: names of the rows, from top to bottom
+    :param aggregates: value, lower and upper end for each method, (n_methods, 3), by the title of the panel; the ends are NaN
+        without an interval
+    :param path: image file; the ending sets the format
+    :param xlabel: name of the aggregated score
     :return: ``path``
-    :raises ValueError: if there is nothing to draw, an array has another shape, a value is not finite, or ``path`` is no
-        picture's
+    :raises ValueError: if there is nothing to plot, an array has another shape, a value is not finite, or ``path`` is not an
+        image file
     """
     path = check_picture_path(path)
     if not methods or not aggregates:
@@ -45,22 +44,22 @@ def plot_aggregates(
     labels = [_wrap(method) for method in methods]
     n_lines = max(label.count("\n") + 1 for label in labels)
     row_height = max(0.38, 0.18 * n_lines + 0.08)
-    # A letter takes about 0.075 inches.
+    # A letter is about 0.075 inches wide.
     label_width = 0.075 * max(len(line) for label in labels for line in label.splitlines())
     figure = new_figure(2.2 * len(aggregates) + label_width + 0.3, row_height * len(methods) + 1.0)
     grid = figure.subplots(1, len(aggregates), squeeze=False, sharey=True)
     for axes, (title, table) in zip(grid.flat, aggregates.items(), strict=True):
         _draw_panel(axes, np.asarray(table, dtype=np.float64), title)
     grid[0, 0].set_yticks(range(len(methods)), labels, fontsize=9)
-    grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)  # the first row on top
-    figure.set_layout_engine("constrained", wspace=0.06)  # numbers under neighboring panels would touch
+    grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)  # first row on top
+    figure.set_layout_engine("constrained", wspace=0.06)  # tick labels of neighboring panels would touch
     if xlabel is not None:
         figure.supxlabel(xlabel, fontsize=10)
     return save_figure(figure, path)
 
 
 def _wrap(method: str) -> str:
-    """A name on several lines, broken after commas."""
+    """Break a name into lines, after commas."""
     words = method.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
     return textwrap.fill(words, _LABEL_WIDTH, break_on_hyphens=False, break_long_words=False)
 
@@ -82,5 +81,5 @@ def _draw_panel(axes: Axes, table: np.ndarray, title: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.use_sticky_edges = False  # a bar would hold the axis to its left end
+    axes.use_sticky_edges = False  # margins on both sides of the bars
     axes.margins(x=0.08)

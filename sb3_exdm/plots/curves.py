@@ -1,4 +1,4 @@
-"""Curves over environment steps: the coverage of one run, and several runs beside each other."""
+"""Curves over environment steps: of one run, and of several runs for comparison."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_exdm.metrics import StateCoverage
-from sb3_exdm.plots.records import RunRecord, default_metric, read_run
 from sb3_exdm.plots.style import COLORS, as_vector, check_picture_path, draw_ceiling, new_figure, save_figure, style_curves
-from sb3_exdm.runs.folder import CONFIG, PROGRESS
+from sb3_exdm.runs.folder import CONFIG, PROGRESS, RunFolder, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# For more lines than there are colors. Dashes of another kind mark runs that have not finished.
+# For more lines than colors. Unfinished runs are dashed differently.
 _LINE_STYLES: tuple[Any, ...] = ("solid", (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 _UNFINISHED: Any = (0, (4, 2))
+_METRICS = ("coverage", "success_rate", "mean_reward")
 _GROUP_BY = ("reward", "algo")
-_YLABELS = {"coverage": "visited bins", "success_rate": "success rate", "mean_reward": "return"}
 _FINETUNE_GROUP_BY = ("policy", "operator", "algo", "pretrained", "reuse_data")
+_YLABELS = {"coverage": "visited bins", "success_rate": "success rate", "mean_reward": "return"}
 
 
 def plot_coverage(
@@ -31,52 +31,44 @@ def plot_coverage(
     coverage: Sequence[float] | np.ndarray,
     path: str | Path,
     *,
-    label: str | None = None,
     ceiling: float | None = None,
     title: str | None = None,
     ylabel: str = "state coverage",
 ) -> Path:
     """
-    Coverage over time.
+    Plot the coverage of a run over environment steps.
 
     :param timesteps: environment steps, (n,)
-    :param coverage: what was covered by then, (n,)
-    :param path: the picture; its ending says the format
-    :param label: what the line shows, for a legend
-    :param ceiling: the most that can be covered, drawn as a dashed line
-    :param title: title of the picture
-    :param ylabel: what is counted
+    :param coverage: coverage after these steps, (n,)
+    :param path: image file; the ending sets the format
+    :param ceiling: largest possible coverage, drawn as a dashed line
+    :param title: title of the figure
+    :param ylabel: label of the y axis
     :return: ``path``
-    :raises ValueError: if the arrays are empty, of different lengths or not finite, or ``path`` is no picture's
+    :raises ValueError: if the arrays are empty, of different lengths or not finite, or ``path`` is not an image file
     """
-    path = check_picture_path(path)
-    steps, values = as_vector(timesteps, "timesteps"), as_vector(coverage, "coverage")
-    if len(steps) != len(values):
-        raise ValueError(f"There are {len(steps)} timesteps but {len(values)} values of coverage.")
+    path, steps, values = check_picture_path(path), as_vector(timesteps, "timesteps"), as_vector(coverage, "coverage")
+    _check_lengths(steps, values)
     figure = new_figure(6.0, 3.6)
     axes = figure.add_subplot()
     if ceiling is not None:
         draw_ceiling(axes, ceiling)
-    # Nothing was covered at the start; a run that reports once would otherwise be a single point.
+    # The coverage at the start is 0; a run with a single report would otherwise be a single point.
     steps, values = np.concatenate([[0.0], steps]), np.concatenate([[0.0], values])
-    axes.plot(steps, values, color=COLORS[0], linewidth=2.2, label=label, clip_on=False)
+    axes.plot(steps, values, color=COLORS[0], linewidth=2.2, clip_on=False)
     axes.fill_between(steps, values, color=COLORS[0], alpha=0.12, linewidth=0)
     style_curves(axes, ylabel, title)
-    top = max(values.max(), ceiling or 0.0)
-    is_low = values[-1] < 0.2 * top  # no room for the number below the line
     axes.annotate(
         f"{values[-1]:.3f}" if values[-1] <= 1 else f"{values[-1]:,.0f}",
         (steps[-1], values[-1]),
-        xytext=(-3, 7 if is_low else -7),
+        xytext=(5, 0),  # right of the axes, where no curve is
         textcoords="offset points",
-        horizontalalignment="right",
-        verticalalignment="bottom" if is_low else "top",
+        verticalalignment="center",
         color=COLORS[0],
         fontweight="bold",
     )
+    top = max(values.max(), ceiling or 0.0)
     axes.set(xlim=(0, max(steps[-1], 1)), ylim=(0, 1.1 * top if top else 1.0))
-    if label is not None:
-        axes.legend(loc="center right", frameon=False)
     return save_figure(figure, path)
 
 
@@ -89,21 +81,19 @@ def plot_learning_curve(
     title: str | None = None,
 ) -> Path:
     """
-    Returns over time: the mean of the episodes of each evaluation, with a band of their quartiles; or the rate of successes.
+    Plot the evaluations of a run: the mean return with a band from the lower to the upper quartile, or the success rate.
 
     :param timesteps: environment steps, (n,)
-    :param returns: of the episodes, (n, n_episodes)
-    :param path: the picture; its ending says the format
-    :param success: rate of successful episodes, (n,), to draw instead of the returns
-    :param title: title of the picture
+    :param returns: returns of the evaluation episodes, (n, n_episodes)
+    :param path: image file; the ending sets the format
+    :param success: success rates, (n,), plotted instead of the returns
+    :param title: title of the figure
     :return: ``path``
-    :raises ValueError: if the arrays are empty, of different lengths or not finite, or ``path`` is no picture's
+    :raises ValueError: if the arrays are empty, of different lengths or not finite, or ``path`` is not an image file
     """
-    path = check_picture_path(path)
-    steps = as_vector(timesteps, "timesteps")
+    path, steps = check_picture_path(path), as_vector(timesteps, "timesteps")
     values = as_vector(np.asarray(returns).mean(axis=1) if success is None else success, "values")
-    if len(steps) != len(values):
-        raise ValueError(f"There are {len(steps)} timesteps but {len(values)} values.")
+    _check_lengths(steps, values)
     figure = new_figure(6.0, 3.6)
     axes = figure.add_subplot()
     axes.plot(steps, values, color=COLORS[0], linewidth=2.2, marker="o", markersize=4, clip_on=False)
@@ -112,9 +102,14 @@ def plot_learning_curve(
         axes.fill_between(steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0)
     else:
         axes.set_ylim(0.0, 1.05)
-    style_curves(axes, "return" if success is None else "success rate", title)
+    style_curves(axes, "return (band: quartiles)" if success is None else "success rate", title)
     axes.set_xlim(0, max(steps[-1], 1))
     return save_figure(figure, path)
+
+
+def _check_lengths(steps: np.ndarray, values: np.ndarray) -> None:
+    if len(steps) != len(values):
+        raise ValueError(f"There are {len(steps)} timesteps but {len(values)} values.")
 
 
 def plot_runs(
@@ -125,37 +120,38 @@ def plot_runs(
     group_by: Sequence[str] | None = None,
 ) -> Path:
     """
-    Curves of several runs, one panel per environment.
+    Plot the curves of several runs, one panel per environment.
 
-    Runs that agree in ``group_by``, and so differ only in the seed, make one line, their mean, with a band from the lowest
-    to the highest of them. A run that has not finished is drawn as a dashed line of its own, up to where it came, rather
-    than cutting the mean of the others short.
+    Runs with equal settings ``group_by``, which differ only in the seed, are plotted as their mean, with a band from the
+    minimum to the maximum. Unfinished runs are plotted one by one, dashed, and do not shorten the mean.
 
-    :param run_folders: what ``exdm pretrain`` wrote, or what ``exdm finetune`` did
-    :param path: the picture; its ending says the format
-    :param metric: column of ``progress.csv``; by default ``coverage``, or what :func:`default_metric` finds
-    :param group_by: settings in ``config.json`` that set lines apart; ``"env_id"`` always does. By default reward and
-        algorithm; of fine-tuning policy, operator, algorithm, whether it was pre-trained, and whether data are used again
+    :param run_folders: folders of ``exdm pretrain``, or of ``exdm finetune``
+    :param path: image file; the ending sets the format
+    :param metric: column of ``progress.csv``; see :func:`default_metric`
+    :param group_by: settings in ``config.json`` with a curve for each value, besides ``"env_id"``. Default: reward and
+        algorithm; for fine-tuning policy, operator, algorithm, pre-trained or not, and reused data or not
     :return: ``path``
-    :raises ArtifactError: if a folder cannot be used, see :func:`~sb3_exdm.plots.records.read_run`
-    :raises ValueError: if there are no folders, there is no such metric or setting, or ``path`` is no picture's
+    :raises ArtifactError: if a folder cannot be used, see :meth:`~sb3_exdm.runs.folder.RunFolder.record`
+    :raises ValueError: if there are no folders, the metric or a setting is unknown, the runs count visited bins of different
+        widths, or ``path`` is not an image file
     """
     path = check_picture_path(path)
     folders = {Path(folder).resolve(): folder for folder in run_folders}
     if not folders:
         raise ValueError("There is nothing to plot: name at least one run folder.")
-    runs = [read_run(folder) for folder in folders.values()]
+    runs = [RunFolder(folder).record() for folder in folders.values()]
     if group_by is None:
         if len({run.is_finetuned for run in runs}) > 1:
-            raise ValueError("Runs of exdm pretrain and of exdm finetune differ in what they measure; draw them apart.")
+            raise ValueError("Runs of exdm pretrain and of exdm finetune have different metrics; plot them separately.")
         group_by = _FINETUNE_GROUP_BY if runs[0].is_finetuned else _GROUP_BY
     metric = metric or default_metric(runs)
     panels = _panels(runs, metric, [field for field in group_by if field != "env_id"])
-    n_columns = min(len(panels), 4 if len(panels) > 6 else 3)
+    unknown_bins = _check_bins(runs) if metric == "coverage" else set()
+    n_columns = 2 if len(panels) == 4 else min(len(panels), 4 if len(panels) > 6 else 3)
     n_rows = math.ceil(len(panels) / n_columns)
     labels = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
     width = 6.0 if n_columns == 1 else 3.3 * n_columns
-    # A letter takes about 0.085 inches, the line beside it and the gap to the next one as much as eight.
+    # A letter is about 0.085 inches wide; the handle and the gap are as wide as eight letters.
     n_legend_columns = max(1, min(len(labels), int(width / 0.085 / (max(map(len, labels)) + 8))))
     figure = new_figure(width, 2.8 * n_rows + 0.4 + 0.23 * math.ceil(len(labels) / n_legend_columns))
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
@@ -164,6 +160,8 @@ def plot_runs(
         for line in lines:
             handles[line.label] = _draw_line(axes, line, labels.index(line.label))
         _finish_panel(axes, env_id, metric, is_first=axes in grid[:, 0])
+        if env_id in unknown_bins:
+            axes.set_ylabel("visited bins (widths may differ)")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     legend = figure.legend(
@@ -179,16 +177,25 @@ def plot_runs(
     return save_figure(figure, path)
 
 
+def default_metric(runs: Sequence[RunRecord]) -> str:
+    """
+    Choose the metric to plot: the first of coverage, success rate and return that all runs have.
+
+    :param runs: records of runs
+    """
+    return next((metric for metric in _METRICS if all(metric in run.progress for run in runs)), _METRICS[0])
+
+
 @dataclass
 class _Line:
-    """Runs that are drawn as one line: the steps and the metric of each."""
+    """Runs that are drawn as one curve: the steps and the metric of each."""
 
     label: str
     finished: bool
     curves: list[tuple[np.ndarray, np.ndarray]]
 
     def on_common_steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps (n,) that all runs went through, and the metric of each of them there, (n_runs, n)."""
+        """Compute the steps (n,) within the range of all runs, and the metric of each run there, (n_runs, n)."""
         first = max(steps[0] for steps, _ in self.curves)
         last = min(steps[-1] for steps, _ in self.curves)
         steps = np.unique(np.concatenate([steps for steps, _ in self.curves]))
@@ -199,7 +206,7 @@ class _Line:
 
 
 def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, list[_Line]]:
-    """The lines of each panel, by env id."""
+    """Curves of each panel, by env id."""
     for run in runs:
         for field in fields:
             if field not in run.config:
@@ -208,7 +215,7 @@ def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, 
             raise ValueError(f"{run.folder / PROGRESS} has no {metric!r}; it has {', '.join(run.progress)}.")
         if not np.isfinite(run.progress[metric]).any():
             raise ValueError(f"{run.folder / PROGRESS} has no values of {metric!r}.")
-    # Only what differs is worth a place in the legend.
+    # Only settings that differ are in the legend.
     telling = [field for field in fields if len({_setting(run, field) for run in runs}) > 1] or fields
     panels: dict[str, dict[Any, _Line]] = {}
     for run in runs:
@@ -220,17 +227,36 @@ def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, 
         line = panels.setdefault(run.config["env_id"], {}).setdefault(key, _Line(label, run.finished, []))
         known = np.isfinite(run.progress[metric])
         line.curves.append((run.progress["timesteps"][known], run.progress[metric][known]))
-    # Unfinished ones last and so on top: until they end, they may be equal to a finished one with the same seed.
+    # Unfinished runs last and so on top, because they may equal a finished run with the same seed.
     return {env_id: sorted(lines.values(), key=lambda line: not line.finished) for env_id, lines in panels.items()}
 
 
+def _check_bins(runs: list[RunRecord]) -> set[str]:
+    """Refuse runs with different bins in an environment; return the env ids with unknown bins. Mazes have fixed bins."""
+    by_env: dict[str, dict[Path, tuple[Any, Any]]] = {}
+    for run in runs:
+        if _ceiling(run.config["env_id"]) is None:
+            # The summary holds the widths that were used, the configuration only those that were set.
+            width = (run.summary or {}).get("bin_width") or run.config.get("bin_width")
+            by_env.setdefault(run.config["env_id"], {})[run.folder] = run.config.get("coverage_dims"), width
+    for env_id, bins in by_env.items():
+        known = [(dims, width) for dims, width in bins.values() if width is not None]
+        if any(dims != known[0][0] or not np.allclose(width, known[0][1]) for dims, width in known):
+            found = "; ".join(f"{folder}: {width} in dimensions {dims}" for folder, (dims, width) in bins.items())
+            raise ValueError(
+                f"The runs in {env_id} count visited bins of different widths or dimensions and cannot be compared "
+                f"({found}). Repeat exdm pretrain with the same --bin-width and --coverage-dims."
+            )
+    return {env_id for env_id, bins in by_env.items() if len(bins) > 1 and any(width is None for _, width in bins.values())}
+
+
 def _setting(run: RunRecord, field: str) -> str:
-    """A setting as the legend shows it; empty if there is nothing to say."""
+    """Format a setting for the legend; empty if it is None."""
     value = run.config[field]
-    if field == "pretrained":  # by another seed, most often: which one it was sets nothing apart
+    if field == "pretrained":  # not the name of the run, which differs between seeds
         return "from scratch" if value is None else "pre-trained"
     if field == "reuse_data":
-        return "data used again" if value else "fresh data"
+        return "reused data" if value else "new data"
     return "" if value is None else str(value)
 
 
@@ -238,8 +264,7 @@ def _draw_line(axes: Axes, line: _Line, index: int) -> Any:
     steps, values = line.on_common_steps()
     color = COLORS[index % len(COLORS)]
     style = _LINE_STYLES[index // len(COLORS) % len(_LINE_STYLES)] if line.finished else _UNFINISHED
-    # A single row would not show as a line.
-    marker = "o" if len(steps) == 1 else ""
+    marker = "o" if len(steps) == 1 else ""  # a single point is invisible without a marker
     (handle,) = axes.plot(steps, values.mean(axis=0), color=color, linestyle=style, linewidth=2.0, marker=marker)
     if len(values) > 1:
         axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
@@ -266,11 +291,12 @@ def _legend_title(lines: list[_Line]) -> str | None:
     if not counts or counts[-1] == 1:
         return None
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"line: mean of {number} runs, band: lowest to highest"
+    return f"mean of {number} runs (band: minimum to maximum)"
 
 
 def _ceiling(env_id: str) -> float | None:
+    """Largest possible state coverage of a maze; None for other environments."""
     try:
         return StateCoverage(env_id).ceiling
-    except ValueError:  # none of the mazes
+    except ValueError:
         return None

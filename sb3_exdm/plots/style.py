@@ -1,4 +1,4 @@
-"""What all pictures share: colors, axes, and files that are written whole or not at all."""
+"""Common parts of all figures: colors, axes, checks of arguments, and atomic writing."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ import numpy as np
 
 from sb3_exdm.common.serialization import atomic_path
 
-# matplotlib is an extra of this package, so it is imported when the first picture is drawn.
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # matplotlib is slow to import, so it is imported with the first figure
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colors that color-blind readers tell apart (Okabe & Ito 2008), without the yellow that is lost on white."""
+"""Colors for color-blind readers (Okabe & Ito 2008), without yellow, which is hard to see on white."""
 ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
-"""Endings of the names of pictures."""
+"""Supported image formats."""
 _DPI = 120
 
 
 def new_figure(width: float, height: float) -> Figure:
     """
-    An empty figure that needs no display.
+    Make an empty figure that needs no display.
 
-    :param width: in inches
-    :param height: in inches
-    :raises ImportError: if matplotlib is not installed
+    :param width: width, in inches
+    :param height: height, in inches
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("Pictures need matplotlib, which is not installed: pip install 'sb3-exdm[plots]'.") from None
+    from matplotlib.figure import Figure
+
     # Not through pyplot, which would keep every figure and might look for a display.
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def check_picture_path(path: str | Path) -> Path:
     """
-    :param path: where a picture is to be written
-    :raises ValueError: if the name does not end like a picture's, or is that of a folder
+    Check the path of an image file.
+
+    :param path: path with one of :data:`ENDINGS`
+    :raises ValueError: for another ending, or a folder
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not the name of a picture.")
+        raise ValueError(f"{path} is a folder, not the name of an image file.")
     if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path} does not end like a picture: use one of {', '.join(ENDINGS)}.")
+        raise ValueError(f"{path} is not the name of an image file: use one of {', '.join(ENDINGS)}.")
     return path
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """
-    :param figure: what to write
-    :param path: from :func:`check_picture_path`
+    Write a figure to an image file.
+
+    :param figure: figure
+    :param path: path from :func:`check_picture_path`
     :return: ``path``
     """
     with atomic_path(path) as temporary:
@@ -62,7 +62,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def style_curves(axes: Axes, ylabel: str, title: str | None) -> None:
-    """Labels, grid and short numbers of steps for curves over time that start at step 0."""
+    """Set labels, grid and ticks of axes with curves over environment steps."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("environment steps")
@@ -77,7 +77,7 @@ def style_curves(axes: Axes, ylabel: str, title: str | None) -> None:
 
 
 def draw_ceiling(axes: Axes, ceiling: float) -> None:
-    """A dashed line at the most that can be covered."""
+    """Draw a dashed line at the largest possible coverage."""
     axes.axhline(ceiling, color="#777777", linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
         f"ceiling {ceiling:.3g}",
@@ -92,7 +92,7 @@ def draw_ceiling(axes: Axes, ceiling: float) -> None:
 
 
 def short_number(number: float) -> str:
-    """``25000`` as ``25k``."""
+    """Format ``25000`` as ``25k``."""
     for size, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:g}{suffix}"
@@ -100,29 +100,20 @@ def short_number(number: float) -> str:
 
 
 def as_positions(positions: Any) -> np.ndarray:
-    """
-    :param positions: (n, 2)
-    :return: the same as float64
-    :raises ValueError: for another shape, no rows, NaN or infinity
-    """
-    array = np.asarray(positions, dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] != 2 or not len(array):
-        raise ValueError(f"positions must have shape (n, 2) with n >= 1, got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError("positions must be finite, got NaN or infinity.")
-    return array
+    """Convert positions (n, 2) to float64; raise a ValueError for another shape, n = 0, NaN or infinity."""
+    return _as_floats(positions, "positions", (2,))
 
 
 def as_vector(values: Any, name: str) -> np.ndarray:
-    """
-    :param values: (n,)
-    :param name: for the error message
-    :return: the same as float64
-    :raises ValueError: for another shape, no numbers, NaN or infinity
-    """
+    """Convert numbers (n,) to float64; raise a ValueError that names them for another shape, n = 0, NaN or infinity."""
+    return _as_floats(values, name, ())
+
+
+def _as_floats(values: Any, name: str, item: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array):
-        raise ValueError(f"{name} must have shape (n,) with n >= 1, got {array.shape}.")
+    if array.shape[1:] != item or array.ndim != 1 + len(item) or not len(array):
+        expected = ", ".join(["n", *map(str, item)]) if item else "n,"
+        raise ValueError(f"{name} must have shape ({expected}) with n >= 1, got {array.shape}.")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity.")
     return array

@@ -1,4 +1,4 @@
-"""Policies for Stable-Baselines3. Importing this registers ``"DiffusionPolicy"`` with SAC, TD3 and DDPG."""
+"""Policies for Stable-Baselines3. Importing this package registers ``"DiffusionPolicy"`` with SAC, TD3 and DDPG."""
 
 from stable_baselines3 import SAC, TD3
 

@@ -1,4 +1,4 @@
-"""A diffusion model of the actions given the observation: what a policy that denoises consists of."""
+"""Diffusion model of the actions given the observation."""
 
 import math
 from collections.abc import Sequence
@@ -8,32 +8,41 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.utils import get_device, update_learning_rate
 from torch import nn
 from tqdm.auto import tqdm
 
 from sb3_exdm.common.serialization import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
 from sb3_exdm.common.spaces import check_vector_spaces, scale_actions, unscale_actions
+from sb3_exdm.common.validation import check_choice, check_integers
 from sb3_exdm.diffusion import DiffusionModel
+from sb3_exdm.diffusion.solver import GRIDS
 from sb3_exdm.policies.features import ObservationFeatures
 from sb3_exdm.policies.networks import SquashedGaussian
+
+NEEDS_CALLBACK = (
+    "A DiffusionPolicy cannot be trained by the algorithm's own update: pass "
+    "callback=sb3_exdm.DiffusionFinetuneCallback() to learn()."
+)
 
 
 class DiffusionActor(nn.Module):
     """
-    Draws actions by denoising (Diffusion Policies as an Expressive Policy Class, arXiv 2208.06193). It stands alone: no critic
-    and no other policy is needed to act.
+    Policy that samples actions by denoising (Diffusion Policies as an Expressive Policy Class, arXiv 2208.06193). It acts
+    without a critic or other networks.
 
     :param observation_space: Box of vectors
     :param action_space: Box with finite bounds
     :param net_arch: widths of the hidden layers
-    :param n_sampling_steps: evaluations of the network per action, 5 to 15 are usual
+    :param n_sampling_steps: network evaluations per action, usually 5 to 15
     :param grid: spacing of these steps, see :func:`~sb3_exdm.diffusion.solver.time_grid`
-    :param frequencies: angular frequencies of sines and cosines of the noisy action that the network sees beside it
-    :param learning_rate: of Adam
-    :param seed: seed of initialization, training noise and sampling
+    :param frequencies: angular frequencies of the Fourier features of noisy actions
+    :param n_frequencies: octaves of the Fourier features of observations, 0 to standardize them instead; by default chosen
+        from the observation space, see :class:`~sb3_exdm.policies.features.ObservationFeatures`
+    :param learning_rate: learning rate of Adam
+    :param seed: seed of initialization, training noise and sampling; random by default
     :param device: PyTorch device
-    :raises ValueError: if the spaces are others
+    :raises ValueError: for other spaces, or settings out of range
     """
 
     def __init__(
@@ -45,26 +54,30 @@ class DiffusionActor(nn.Module):
         n_sampling_steps: int = 5,
         grid: str = "quadratic",
         frequencies: Sequence[float] = (0.5 * math.pi,),
+        n_frequencies: int | None = None,
         learning_rate: float = 1e-3,
         seed: int | None = None,
         device: th.device | str = "cpu",
     ) -> None:
         super().__init__()
         check_vector_spaces(observation_space, action_space, type(self).__name__)
-        if n_sampling_steps < 1 or not net_arch:
-            raise ValueError(f"Need n_sampling_steps >= 1 and a hidden layer, got {n_sampling_steps} and {list(net_arch)}.")
+        check_integers(n_sampling_steps=(n_sampling_steps, 1), n_frequencies=(n_frequencies or 0, 0))
+        check_choice("grid", grid, GRIDS)
+        if not net_arch:
+            raise ValueError("net_arch must have at least one hidden layer, got [].")
         assert isinstance(observation_space, spaces.Box) and isinstance(action_space, spaces.Box)
         self.observation_space = observation_space
         self.action_space = action_space
+        self.device = get_device(device)
+        self.features = ObservationFeatures(observation_space, n_frequencies).to(self.device)
         self.config: dict[str, Any] = {
             "net_arch": [int(width) for width in net_arch],
             "n_sampling_steps": int(n_sampling_steps),
             "grid": grid,
             "frequencies": [float(frequency) for frequency in frequencies],
+            "n_frequencies": int(self.features.n_frequencies),
             "learning_rate": float(learning_rate),
         }
-        self.device = get_device(device)
-        self.features = ObservationFeatures(observation_space).to(self.device)
         self.model = DiffusionModel(
             spaces.flatdim(action_space),
             self.features.dim,
@@ -78,20 +91,17 @@ class DiffusionActor(nn.Module):
 
     @property
     def optimizer(self) -> th.optim.Optimizer:
-        """The optimizer of the diffusion model."""
+        """Optimizer of the diffusion model."""
         return self.model.optimizer
 
     def action_log_prob(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """:raises RuntimeError: always, since the density of a denoised action is not known"""
-        raise RuntimeError(
-            "A DiffusionPolicy is not trained by the algorithm itself: pass a callback, "
-            "model.learn(..., callback=sb3_exdm.DiffusionFinetuneCallback())."
-        )
+        """:raises RuntimeError: always, because the density of a denoised action is unknown"""
+        raise RuntimeError(NEEDS_CALLBACK)
 
-    forward = action_log_prob  # what TD3 would call
+    forward = action_log_prob  # called by TD3
 
     @th.no_grad()
-    def candidates(
+    def sample_actions(
         self,
         features: th.Tensor,
         n_actions: int,
@@ -99,12 +109,12 @@ class DiffusionActor(nn.Module):
         model: DiffusionModel | None = None,
     ) -> th.Tensor:
         """
-        Draw several actions for each state.
+        Sample several actions per state.
 
-        :param features: of the observations, ``(batch, features_dim)``
+        :param features: features of the observations, ``(batch, features_dim)``
         :param n_actions: actions per state
         :param noise: start noise, ``(batch * n_actions, action_dim)``; drawn by default
-        :param model: another diffusion model on the same features, by default the actor's own
+        :param model: another diffusion model on the same features; the actor's own by default
         :return: actions in [-1, 1], ``(batch, n_actions, action_dim)``
         """
         repeated = features.repeat_interleave(n_actions, dim=0) if n_actions > 1 else features
@@ -119,10 +129,10 @@ class DiffusionActor(nn.Module):
 
     def predict(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
         """
-        Act, in the manner of Stable-Baselines3's ``predict`` but without its second return value.
+        Predict actions, as Stable-Baselines3's ``predict`` but without a state.
 
-        :param observation: one, of the space's shape, or a batch of them
-        :param deterministic: start from no noise, which makes the same action of the same observation
+        :param observation: one observation, or a batch
+        :param deterministic: whether the start noise is zero, so that the action depends on the observation alone
         :return: actions in the units of the environment
         """
         observation = np.asarray(observation)
@@ -134,7 +144,7 @@ class DiffusionActor(nn.Module):
             raise ValueError("The observation holds NaN or infinite values.")
         features = self.features(th.as_tensor(batch, device=self.device))
         noise = th.zeros(len(batch), self.model.dim, device=self.device) if deterministic else None
-        actions = unscale_actions(self.candidates(features, 1, noise)[:, 0].cpu().numpy(), self.action_space)
+        actions = unscale_actions(self.sample_actions(features, 1, noise)[:, 0].cpu().numpy(), self.action_space)
         return actions[0] if single else actions
 
     def fit(
@@ -149,50 +159,51 @@ class DiffusionActor(nn.Module):
         progress_bar: bool = False,
     ) -> dict[str, float]:
         """
-        Clone the behavior that took these actions (ExDM, arXiv 2502.07279, eq. 5). The learning rate falls to zero along a
-        cosine.
+        Fit the policy to recorded actions by behavior cloning (ExDM, arXiv 2502.07279, eq. 5), with a cosine schedule of the
+        learning rate.
 
-        :param observations: ``(n, *shape)``
-        :param actions: in the units of the environment, ``(n, *shape)``
-        :param gradient_steps: steps of Adam
-        :param batch_size: rows of a minibatch
-        :param fit_features: standardize with the moments of ``observations``; False keeps those there are
-        :param error_of: whose error counts, see :meth:`~sb3_exdm.diffusion.DiffusionModel.loss`; ``"data"`` for behavior that
-            is deterministic
+        :param observations: observations, ``(n, *shape)``
+        :param actions: actions in the units of the environment, ``(n, *shape)``
+        :param gradient_steps: gradient steps
+        :param batch_size: batch size
+        :param fit_features: whether to standardize with the moments of ``observations``; False keeps the present ones
+        :param error_of: error to minimize, see :meth:`~sb3_exdm.diffusion.DiffusionModel.loss`; ``"data"`` for deterministic
+            behavior
         :param progress_bar: show a progress bar on a terminal
         :return: ``policy_loss``, the mean denoising error of the last tenth of the steps
         :raises ValueError: if shapes do not fit or values are not finite
         """
         observations, actions = np.asarray(observations), np.asarray(actions)
-        for name, rows, space in (
+        for name, array, space in (
             ("observations", observations, self.observation_space),
             ("actions", actions, self.action_space),
         ):
-            if rows.shape != (len(observations), *space.shape) or not len(rows):
-                raise ValueError(f"Expected {name} of shape (n, {', '.join(map(str, space.shape))}), got {rows.shape}.")
-            if not np.isfinite(rows).all():
-                raise ValueError(f"The {name} hold NaN or infinite values; remove these rows.")
+            if array.shape != (len(observations), *space.shape) or not len(array):
+                raise ValueError(f"Expected {name} of shape (n, {', '.join(map(str, space.shape))}), got {array.shape}.")
+            if not np.isfinite(array).all():
+                raise ValueError(f"The {name} hold NaN or infinite values; remove these transitions.")
         if fit_features:
             self.features.fit(observations)
         with th.no_grad():
-            features = th.cat([self.features(th.as_tensor(chunk, device=self.device)) for chunk in _chunks(observations)])
+            chunks = th.as_tensor(observations).split(65_536)
+            features = th.cat([self.features(chunk.to(self.device)) for chunk in chunks])
         targets = th.as_tensor(scale_actions(actions, self.action_space), device=self.device)
         losses = []
         for step in tqdm(range(gradient_steps), unit="step", disable=None if progress_bar else True, desc="policy"):
-            set_learning_rate(self.optimizer, self.config["learning_rate"] * cosine_decay(step / gradient_steps))
+            update_learning_rate(self.optimizer, self.config["learning_rate"] * cosine_decay(step / gradient_steps))
             drawn = th.randint(len(targets), (batch_size,), generator=self.model.generator, device=self.device)
             loss = self.model.fit(targets[drawn], features[drawn], error_of=error_of)
             if step >= 0.9 * gradient_steps:
                 losses.append(loss)
-        set_learning_rate(self.optimizer, self.config["learning_rate"])
+        update_learning_rate(self.optimizer, self.config["learning_rate"])
         return {"policy_loss": th.stack(losses).mean().item()} if losses else {}
 
     def save(self, path: str | Path, gaussian: SquashedGaussian | None = None) -> None:
         """
-        Write the policy to one safetensors file.
+        Save the policy to a safetensors file.
 
-        :param path: the file
-        :param gaussian: a Gaussian policy on the same features to keep with it
+        :param path: file
+        :param gaussian: Gaussian on the same features to save with it
         """
         tree = {
             "observation_space": space_to_json(self.observation_space),
@@ -207,9 +218,11 @@ class DiffusionActor(nn.Module):
     @classmethod
     def load(cls, path: str | Path, device: th.device | str = "auto") -> "DiffusionActor":
         """
-        :param path: file that :meth:`save` wrote, or a run folder that has it
+        Load a policy.
+
+        :param path: file that :meth:`save` wrote, or a run folder with one
         :param device: PyTorch device
-        :raises ArtifactError: if it cannot be used
+        :raises ArtifactError: if the file cannot be used
         """
         return load_pretrained(path, device)[0]
 
@@ -220,9 +233,11 @@ POLICY = "policy.safetensors"
 
 def load_pretrained(path: str | Path, device: th.device | str = "auto") -> tuple[DiffusionActor, SquashedGaussian | None]:
     """
-    :param path: file that :meth:`DiffusionActor.save` wrote, or a run folder that has it
+    Load a pre-trained policy and its Gaussian.
+
+    :param path: file that :meth:`DiffusionActor.save` wrote, or a run folder with one
     :param device: PyTorch device
-    :return: the diffusion policy, and the Gaussian kept with it
+    :return: diffusion policy, and the Gaussian saved with it, if any
     :raises ArtifactError: if the file cannot be used
     """
     path = Path(path)
@@ -251,18 +266,5 @@ def load_pretrained(path: str | Path, device: th.device | str = "auto") -> tuple
 
 
 def cosine_decay(progress: float) -> float:
-    """From 1 at the start to 0 at the end."""
+    """Decay from 1 at progress 0 to 0 at progress 1."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def set_learning_rate(optimizer: th.optim.Optimizer, learning_rate: float) -> None:
-    """
-    :param optimizer: whose groups all get it
-    :param learning_rate: the new one
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def _chunks(rows: np.ndarray, size: int = 65_536) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

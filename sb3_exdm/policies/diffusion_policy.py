@@ -1,10 +1,11 @@
-"""A Stable-Baselines3 policy that denoises actions."""
+"""Diffusion policy for Stable-Baselines3."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -14,19 +15,19 @@ from stable_baselines3.common.torch_layers import get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_exdm.common.spaces import check_vector_spaces
-from sb3_exdm.diffusion import DiffusionModel
-from sb3_exdm.policies.diffusion_actor import DiffusionActor, load_pretrained
+from sb3_exdm.common.validation import check_integers
+from sb3_exdm.policies.diffusion_actor import NEEDS_CALLBACK, DiffusionActor, load_pretrained
 from sb3_exdm.policies.networks import Critic, SquashedGaussian
 
 
 @dataclass(frozen=True)
 class ActionSelection:
     """
-    How a policy acts: it draws candidates and takes the one that the smaller of its critics values most. A single candidate
-    needs no critic.
+    Number of candidate actions from each network. The candidate with the highest minimum over the critics is selected; a
+    single one needs no critic.
 
-    :param actor: candidates from the actor that is fine-tuned
-    :param behavior: candidates from the frozen pre-trained one
+    :param actor: candidates from the fine-tuned actor
+    :param behavior: candidates from the pre-trained diffusion policy
     :param gaussian: candidates from the Gaussian, its mode first
     """
 
@@ -36,55 +37,51 @@ class ActionSelection:
 
     @property
     def n_candidates(self) -> int:
-        """ActionCache for each state."""
+        """Number of candidates per state."""
         return self.actor + self.behavior + self.gaussian
 
 
 @dataclass
 class ExplorationState:
     """
-    How a policy acts while transitions are collected.
+    State of the exploration while transitions are collected.
 
-    :param modes: for each environment ``"policy"`` (the acting rule), ``"behavior"`` (the frozen pre-trained policy) or
-        ``"gaussian"``
-    :param noise: standard deviation of the noise on actions of the acting rule, in units of [-1, 1]
-    :param correlation: of the start noise from one action of the pre-trained policy to the next. What the policy cloned are
-        many behaviors; with a start noise that changes slowly it follows one of them for a while, and gets further.
-    :param start_noise: the last start noise of each environment, ``(n_envs, action_dim)``
+    :param actors: actor of each environment: ``"policy"`` (the action selection), ``"behavior"`` (the pre-trained diffusion
+        policy) or ``"gaussian"``
+    :param noise: standard deviation of the noise on selected actions, in units of [-1, 1]
+    :param correlation: correlation of the start noise between consecutive actions of the pre-trained diffusion policy. It
+        imitates many behaviors; with a start noise that changes slowly it follows one of them for a while, and gets further.
+    :param start_noise: last start noise of each environment, ``(n_envs, action_dim)``
     """
 
-    modes: list[str]
+    actors: list[str]
     noise: float
     correlation: float
     start_noise: th.Tensor
 
 
-class Learner(Protocol):
-    """What trains a policy and has a state of its own that must be saved with it."""
-
-    def training_state(self) -> dict[str, Any]:
-        """Plain data and tensors."""
-
-
 class DiffusionPolicy(BasePolicy):
     """
-    A policy for SAC whose actor denoises actions: ``SAC("DiffusionPolicy", env)``.
+    Policy for SAC whose actor samples actions by denoising: ``SAC("DiffusionPolicy", env)``. It consists of the actor, the
+    frozen pre-trained diffusion policy (``behavior``), critics, and a Gaussian.
 
-    SAC's own update does not apply to it, as the density of a denoised action is unknown; it is trained by
-    :class:`~sb3_exdm.finetuning.callback.DiffusionFinetuneCallback`. Observations are standardized by the policy itself.
-
-    It holds the actor, the frozen pre-trained ``behavior``, critics, and a Gaussian that may propose actions as well.
-    Everything learned is part of ``model.save``, states of optimizers and generators included.
+    SAC's own update does not apply, because the density of a denoised action is unknown; pass a
+    :class:`~sb3_exdm.finetuning.callback.DiffusionFinetuneCallback` to ``learn``. The policy standardizes observations itself.
+    ``model.save`` includes everything learned, the states of optimizers and generators too.
 
     :param observation_space: Box of vectors
     :param action_space: Box with finite bounds
     :param lr_schedule: learning rate schedule
     :param use_sde: must be False
-    :param pretrained: run folder of ``exdm pretrain``, or a file that :meth:`DiffusionActor.save` wrote
-    :param net_arch: widths of the hidden layers of critics and Gaussian, as in Stable-Baselines3
-    :param diffusion_arch: widths of the hidden layers of the diffusion model, where it is not pre-trained
+    :param pretrained: run folder of ``exdm pretrain``, or file that :meth:`DiffusionActor.save` wrote. Its networks replace
+        those of ``diffusion_arch``, ``frequencies``, ``n_frequencies`` and, if it has a Gaussian, of ``net_arch["pi"]``.
+    :param net_arch: widths of the hidden layers of Gaussian (``pi``) and critics (``qf``), as in Stable-Baselines3
+    :param diffusion_arch: ``net_arch`` of :class:`DiffusionActor`
     :param n_critics: number of critics
-    :param n_sampling_steps: evaluations of the network per action; by default those of the pre-trained policy, or 5
+    :param n_sampling_steps: network evaluations per action; by default those of the pre-trained policy, or 5
+    :param grid: spacing of these steps; by default that of the pre-trained policy, or ``"quadratic"``
+    :param frequencies: see :class:`DiffusionActor`
+    :param n_frequencies: see :class:`DiffusionActor`
     :raises ValueError: for Dict or image observations, discrete or unbounded actions, or ``use_sde=True``
     :raises ArtifactError: if ``pretrained`` cannot be used, or belongs to other spaces
     """
@@ -101,145 +98,138 @@ class DiffusionPolicy(BasePolicy):
         diffusion_arch: list[int] | None = None,
         n_critics: int = 2,
         n_sampling_steps: int | None = None,
+        grid: str | None = None,
+        frequencies: list[float] | None = None,
+        n_frequencies: int | None = None,
     ) -> None:
         check_vector_spaces(observation_space, action_space, "DiffusionPolicy")
-        if n_critics < 1:
-            raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
+        check_integers(n_critics=(n_critics, 1))
         if use_sde:
             raise ValueError(
-                "DiffusionPolicy explores by sampling; state-dependent exploration (use_sde=True) does not apply."
+                "DiffusionPolicy explores by sampling: use_sde=True (state-dependent exploration) is not possible."
             )
         super().__init__(observation_space, action_space, squash_output=True)
         self.lr_schedule = lr_schedule
-        self.learner: Learner | None = None
-        self.learner_state: dict[str, Any] | None = None
-        self.rollout: ExplorationState | None = None
-        self.acting = ActionSelection()
-        gaussian_arch, critic_arch = get_actor_critic_arch(net_arch if net_arch is not None else [256, 256])
-        config: dict[str, Any] = {
-            "actor": {
-                "net_arch": diffusion_arch or [128, 128, 128],
-                "n_sampling_steps": 5 if n_sampling_steps is None else n_sampling_steps,
-            },
-            "gaussian_arch": gaussian_arch,
-            "has_pretrained_gaussian": False,
-            "critic_arch": critic_arch,
-            "n_critics": n_critics,
-        }
-        if pretrained is None:
-            self._build(config)
-            return
-        actor, gaussian = load_pretrained(pretrained, "cpu")
-        for name, given, known in (
-            ("observations", observation_space, actor.observation_space),
-            ("actions", action_space, actor.action_space),
-        ):
-            if given != known:
-                raise ValueError(
-                    f"The policy in {pretrained} was pre-trained with {name} {known}, the environment has {given}."
-                )
-        config["actor"] = dict(actor.config)
-        if n_sampling_steps is not None:
-            config["actor"]["n_sampling_steps"] = n_sampling_steps
+        self.action_selection = ActionSelection()
+        self.exploration: ExplorationState | None = None
+        self.finetuning_state: dict[str, Any] | None = None
+        self._is_predicting = False
+        sampling: dict[str, Any] = {"n_sampling_steps": n_sampling_steps, "grid": grid}
+        networks: dict[str, Any] = {"net_arch": diffusion_arch, "frequencies": frequencies, "n_frequencies": n_frequencies}
+        gaussian_arch, critic_arch = get_actor_critic_arch([256, 256] if net_arch is None else net_arch)
+        source, gaussian = (None, None) if pretrained is None else load_pretrained(pretrained, "cpu")
+        if source is not None:
+            for name, given, known in (
+                ("observations", observation_space, source.observation_space),
+                ("actions", action_space, source.action_space),
+            ):
+                if given != known:
+                    raise ValueError(
+                        f"The policy in {pretrained} was pre-trained with {name} {known}, the environment has {given}."
+                    )
+            sampling = {**source.config, **{key: value for key, value in sampling.items() if value is not None}}
         if gaussian is not None:
-            config.update(gaussian_arch=gaussian.net_arch, has_pretrained_gaussian=True)
-        self._build(config)
-        self.actor.load_state_dict(actor.state_dict())
-        self.behavior.load_state_dict(actor.model.state_dict())
-        if gaussian is not None:
-            self.gaussian.load_state_dict(gaussian.state_dict())
-
-    def _build(self, config: dict[str, Any]) -> None:
-        """Make all networks anew."""
-        self.config = config
-        settings = {"learning_rate": self.lr_schedule(1.0), **config["actor"]}
+            gaussian_arch = gaussian.net_arch
+        self.has_pretrained_gaussian = gaussian is not None
+        settings = {key: value for key, value in {**networks, **sampling}.items() if value is not None}
+        settings["learning_rate"] = lr_schedule(1.0)
         # The seed of the algorithm has set the global generator.
         seeds = th.randint(2**31, (2,)).tolist()
-        self.actor = DiffusionActor(self.observation_space, self.action_space, **settings, seed=seeds[0])
-        config["actor"] = self.actor.config
-        self.behavior = DiffusionActor(self.observation_space, self.action_space, **settings, seed=seeds[1]).model
+        self.actor = DiffusionActor(observation_space, action_space, **settings, seed=seeds[0])
+        self.behavior = DiffusionActor(observation_space, action_space, **settings, seed=seeds[1]).model
         self.behavior.load_state_dict(self.actor.model.state_dict())
-        self.gaussian = SquashedGaussian(self.actor.features.dim, self.actor.model.dim, config["gaussian_arch"])
-        widths = self.actor.features.dim, self.actor.model.dim, config["critic_arch"], config["n_critics"]
+        self.gaussian = SquashedGaussian(self.actor.features.dim, self.actor.model.dim, gaussian_arch)
+        widths = self.actor.features.dim, self.actor.model.dim, critic_arch, n_critics
         self.critic, self.critic_target = Critic(*widths), Critic(*widths)
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
-        self.critic.optimizer = th.optim.Adam(self.critic.parameters(), lr=self.lr_schedule(1.0), fused=True)
+        self.critic.optimizer = th.optim.Adam(self.critic.parameters(), lr=lr_schedule(1.0), fused=True)
+        if source is not None:
+            self.actor.load_state_dict(source.state_dict())
+            self.behavior.load_state_dict(source.model.state_dict())
+        if gaussian is not None:
+            self.gaussian.load_state_dict(gaussian.state_dict())
+        resolved = self.actor.config
+        self.network_kwargs: dict[str, Any] = {
+            "net_arch": {"pi": list(gaussian_arch), "qf": list(critic_arch)},
+            "diffusion_arch": resolved["net_arch"],
+            "n_critics": n_critics,
+            **{key: resolved[key] for key in ("n_sampling_steps", "grid", "frequencies", "n_frequencies")},
+        }
 
     @property
     def n_sampling_steps(self) -> int:
-        """Evaluations of the diffusion model per action."""
+        """Network evaluations per action."""
         return self.actor.config["n_sampling_steps"]
-
-    @property
-    def has_pretrained_gaussian(self) -> bool:
-        """Whether the Gaussian is one that explored, rather than a fresh one."""
-        return self.config["has_pretrained_gaussian"]
 
     def features(self, observations: th.Tensor) -> th.Tensor:
         """
-        :param observations: raw, ``(batch, *shape)``
-        :return: what all networks see, ``(batch, features_dim)``
+        Compute the features that all networks share.
+
+        :param observations: raw observations, ``(batch, *shape)``
+        :return: features, ``(batch, features_dim)``
         """
         return self.actor.features(observations)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(observation, deterministic)
 
+    def predict(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Predict actions, see :meth:`~stable_baselines3.common.policies.BasePolicy.predict`. During ``learn``, actions with
+        ``deterministic=False`` are those that explore.
+        """
+        self._is_predicting = True
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self._is_predicting = False
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Set the mode, which no network depends on. Algorithms call this when they start to learn.
+
+        :param mode: whether the policy is trained
+        :raises RuntimeError: if the algorithm learns without :class:`~sb3_exdm.finetuning.callback.DiffusionFinetuneCallback`
+        """
+        if self.exploration is None and not self._is_predicting:
+            raise RuntimeError(NEEDS_CALLBACK)
+        self.training = mode
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         assert isinstance(observation, th.Tensor)
         if not observation.isfinite().all():
             raise ValueError("The observation holds NaN or infinite values.")
         features = self.features(observation)
-        if self.rollout is not None and not deterministic and len(features) == len(self.rollout.modes):
-            return self._explore(features, self.rollout)
-        return self.act(features, deterministic)
+        if self.exploration is None or deterministic:
+            return self.act(features, deterministic)
+        return self._explore(features, self.exploration)
 
     @th.no_grad()
     def act(self, features: th.Tensor, deterministic: bool = False) -> th.Tensor:
         """
-        Act by the acting rule.
+        Act by the action selection.
 
-        :param features: ``(batch, features_dim)``
-        :param deterministic: draw the candidates from fixed noise, so that they depend on the observation alone
+        :param features: features of the observations, ``(batch, features_dim)``
+        :param deterministic: whether candidates start from fixed noise, so that they depend on the observation alone
         :return: actions in [-1, 1], ``(batch, action_dim)``
         """
-        rule = self.acting
+        selection, n = self.action_selection, len(features)
         candidates = []
-        for model, n_actions in ((self.actor.model, rule.actor), (self.behavior, rule.behavior)):
+        for model, n_actions in ((self.actor.model, selection.actor), (self.behavior, selection.behavior)):
             if n_actions:
-                candidates.append(self.denoise(features, n_actions, model, deterministic))
-        if rule.gaussian:
-            candidates.append(self._propose(features, rule.gaussian, deterministic))
+                noise = _fixed_noise(n_actions, model.dim).repeat(n, 1).to(features.device) if deterministic else None
+                candidates.append(self.actor.sample_actions(features, n_actions, noise, model))
+        if selection.gaussian:
+            candidates.append(self._sample_gaussian(features, selection.gaussian, deterministic))
         actions = th.cat(candidates, dim=1) if len(candidates) > 1 else candidates[0]  # (batch, n_candidates, action_dim)
         if actions.shape[1] == 1:
             return actions[:, 0]
         best = self.critic.min_q(features, actions).argmax(dim=1)
         return actions[th.arange(len(actions), device=actions.device), best]
 
-    def denoise(
-        self,
-        features: th.Tensor,
-        n_actions: int,
-        model: DiffusionModel | None = None,
-        deterministic: bool = False,
-        noise: th.Tensor | None = None,
-    ) -> th.Tensor:
-        """
-        :param features: ``(batch, features_dim)``
-        :param n_actions: actions per state
-        :param model: diffusion model to sample from, the frozen pre-trained one by default
-        :param deterministic: start from fixed noise
-        :param noise: start noise, ``(batch * n_actions, action_dim)``; drawn by default
-        :return: actions in [-1, 1], ``(batch, n_actions, action_dim)``
-        """
-        model = self.behavior if model is None else model
-        if deterministic:
-            noise = _fixed_noise(n_actions, model.dim).to(features.device).repeat(len(features), 1)
-        return self.actor.candidates(features, n_actions, noise, model)
-
-    def _propose(self, features: th.Tensor, n_actions: int, deterministic: bool) -> th.Tensor:
-        """The Gaussian's mode, then samples of it, ``(batch, n_actions, action_dim)``."""
+    def _sample_gaussian(self, features: th.Tensor, n_actions: int, deterministic: bool) -> th.Tensor:
+        """Mode of the Gaussian, then samples, ``(batch, n_actions, action_dim)``."""
         mean, log_std = self.gaussian(features)
         shape = (len(features), n_actions, mean.shape[1])
         if deterministic:
@@ -250,79 +240,78 @@ class DiffusionPolicy(BasePolicy):
         return (mean.unsqueeze(1) + log_std.exp().unsqueeze(1) * noise).tanh()
 
     @th.no_grad()
-    def _explore(self, features: th.Tensor, rollout: ExplorationState) -> th.Tensor:
-        """Each environment by its mode."""
+    def _explore(self, features: th.Tensor, state: ExplorationState) -> th.Tensor:
+        """Action of each environment by its actor."""
+        if len(features) != len(state.actors):
+            raise ValueError(
+                f"During learn(), deterministic=False explores in its {len(state.actors)} environments, got a batch of "
+                f"{len(features)}. Pass deterministic=True; if learn() was interrupted, set policy.exploration = None first."
+            )
         generator = self.actor.model.generator
-        modes = np.array(rollout.modes)
+        actors = np.array(state.actors)
         actions = th.empty(len(features), self.actor.model.dim, device=features.device)
-        for mode in dict.fromkeys(rollout.modes):  # the order of a set would differ from process to process
-            rows = th.as_tensor(np.flatnonzero(modes == mode), device=features.device)
-            if mode == "policy":
-                chosen = self.act(features[rows])
-                noise = th.randn(chosen.shape, generator=generator, device=chosen.device)
-                actions[rows] = (chosen + rollout.noise * noise).clamp(-1.0, 1.0)
-            elif mode == "behavior":
-                fresh = th.randn(len(rows), self.behavior.dim, generator=generator, device=features.device)
-                start = rollout.correlation * rollout.start_noise[rows] + math.sqrt(1.0 - rollout.correlation**2) * fresh
-                rollout.start_noise[rows] = start
-                actions[rows] = self.denoise(features[rows], 1, noise=start)[:, 0]
+        for actor in dict.fromkeys(state.actors):  # not a set, whose order differs between processes
+            envs = th.as_tensor(np.flatnonzero(actors == actor), device=features.device)
+            if actor == "policy":
+                selected = self.act(features[envs])
+                noise = th.randn(selected.shape, generator=generator, device=selected.device)
+                actions[envs] = (selected + state.noise * noise).clamp(-1.0, 1.0)
+            elif actor == "behavior":
+                fresh = th.randn(len(envs), self.behavior.dim, generator=generator, device=features.device)
+                start = state.correlation * state.start_noise[envs] + math.sqrt(1.0 - state.correlation**2) * fresh
+                state.start_noise[envs] = start
+                actions[envs] = self.actor.sample_actions(features[envs], 1, start, self.behavior)[:, 0]
             else:
-                noise = th.randn(len(rows), self.actor.model.dim, generator=generator, device=features.device)
-                actions[rows] = self.gaussian.action_log_prob(features[rows], noise)[0]
+                noise = th.randn(len(envs), self.actor.model.dim, generator=generator, device=features.device)
+                actions[envs] = self.gaussian.action_log_prob(features[envs], noise)[0]
         return actions
 
-    def q_values(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """
-        :param observations: raw, ``(batch, *shape)``
-        :param actions: in [-1, 1], ``(batch, action_dim)``
-        :return: of every critic, ``(n_critics, batch)``
-        """
-        return self.critic(self.features(observations), actions)
-
-    def set_training_mode(self, mode: bool) -> None:
-        """Nothing here behaves differently in training."""
-        self.training = mode
-
     def get_extra_state(self) -> dict[str, Any]:
-        """What tensors of the state dict do not say: how networks are built, how it acts, what trains it."""
+        """Return what is learned beside the tensors of the state dict, and the arguments that rebuild the networks."""
         assert self.critic.optimizer is not None
         return {
-            "config": self.config,
-            "acting": asdict(self.acting),
+            "network_kwargs": self.network_kwargs,
+            "has_pretrained_gaussian": self.has_pretrained_gaussian,
+            "action_selection": asdict(self.action_selection),
             "actor": self.actor.model.training_state(),
             "behavior": self.behavior.training_state(),
             "critic_optimizer": self.critic.optimizer.state_dict(),
-            "learner": self.learner_state if self.learner is None else self.learner.training_state(),
+            "finetuning_state": self.finetuning_state,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """:param state: from :meth:`get_extra_state`; PyTorch loads the tensors after this"""
-        if state["config"] != self.config:
-            device, before = self.device, dict(self.named_children())
-            self._build(state["config"])
-            # Algorithms hold references to their networks (model.actor, model.critic), so these stay the same objects.
-            for name, module in before.items():
-                module.__dict__ = getattr(self, name).__dict__
-                setattr(self, name, module)
-            self.to(device)
-        self.acting = ActionSelection(**state["acting"])
+        """
+        Restore what :meth:`get_extra_state` returned. PyTorch loads the tensors after this.
+
+        :param state: from :meth:`get_extra_state`
+        :raises ValueError: if the networks were built with other arguments
+        """
+        state = _upgrade(state)
+        if different := {key: value for key, value in state["network_kwargs"].items() if self.network_kwargs[key] != value}:
+            raise ValueError(
+                f"The saved networks were built with {different}, these with "
+                f"{ {key: self.network_kwargs[key] for key in different} }; pass the former in policy_kwargs."
+            )
+        self.has_pretrained_gaussian = state["has_pretrained_gaussian"]
+        self.action_selection = ActionSelection(**state["action_selection"])
         self.actor.model.load_training_state(state["actor"])
         self.behavior.load_training_state(state["behavior"])
         assert self.critic.optimizer is not None
         self.critic.optimizer.load_state_dict(state["critic_optimizer"])
-        self.learner, self.learner_state = None, state["learner"]
+        self.finetuning_state = state["finetuning_state"]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
+            **self.network_kwargs,
         }
 
 
 class DiffusionTD3Policy(DiffusionPolicy):
     """
-    A :class:`DiffusionPolicy` for TD3 and DDPG. Their target actor is the actor itself, whose weights are averaged anyway.
+    :class:`DiffusionPolicy` for TD3 and DDPG. The target actor is the actor itself, which acts with averaged weights.
 
     The parameters are those of :class:`DiffusionPolicy`.
     """
@@ -333,9 +322,38 @@ class DiffusionTD3Policy(DiffusionPolicy):
         return self.actor
 
 
+def saved_network_kwargs(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Read the arguments that rebuild the networks of a saved policy.
+
+    :param state_dict: state dict of a :class:`DiffusionPolicy`
+    :return: arguments of :class:`DiffusionPolicy`, plain data
+    """
+    return _upgrade(state_dict["_extra_state"])["network_kwargs"]
+
+
+def _upgrade(state: dict[str, Any]) -> dict[str, Any]:
+    """Convert the extra state of files that were written before ``network_kwargs``."""
+    if "config" not in state:
+        return state
+    config, actor = state["config"], state["config"]["actor"]
+    return {
+        "network_kwargs": {
+            "net_arch": {"pi": config["gaussian_arch"], "qf": config["critic_arch"]},
+            "diffusion_arch": actor["net_arch"],
+            "n_critics": config["n_critics"],
+            **{key: actor[key] for key in ("n_sampling_steps", "grid", "frequencies")},
+        },
+        "has_pretrained_gaussian": config["has_pretrained_gaussian"],
+        "action_selection": state["acting"],
+        "finetuning_state": state["learner"],
+        **{key: state[key] for key in ("actor", "behavior", "critic_optimizer")},
+    }
+
+
 @lru_cache(maxsize=32)
 def _fixed_noise(n_actions: int, dim: int) -> th.Tensor:
-    """No noise first, then the same noises for ever, ``(n_actions, dim)``."""
+    """Zero noise first, then the same noise in every call, ``(n_actions, dim)``."""
     noise = th.randn(n_actions, dim, generator=th.Generator().manual_seed(0))
     noise[0] = 0.0
     return noise

@@ -1,4 +1,4 @@
-"""What policies and critics see of an observation."""
+"""Features of observations for policies and critics."""
 
 import gymnasium as gym
 import numpy as np
@@ -9,21 +9,25 @@ from torch import nn
 
 from sb3_exdm.common.spaces import is_bounded_vector, is_low_dim
 
+N_FREQUENCIES = 5
+"""Octaves of sines and cosines for low-dimensional observations."""
+
 
 class FourierExtractor(BaseFeaturesExtractor):
     """
-    Scales a bounded observation to [-1, 1] and appends sines and cosines of it, so that policy and critic can tell
-    neighboring places apart (Li & Pathak 2021, arXiv 2112.03257).
+    Scale a bounded observation to [-1, 1] and append sines and cosines of it, so that policy and critic distinguish
+    neighboring positions (Li & Pathak 2021, arXiv 2112.03257).
 
     :param observation_space: Box with finite bounds and one axis
     :param n_frequencies: octaves of sines and cosines, the lowest with half a period over the range of the observation
+    :raises ValueError: for another space
     """
 
     low: th.Tensor
     scale: th.Tensor
     frequencies: th.Tensor
 
-    def __init__(self, observation_space: gym.Space, n_frequencies: int = 5) -> None:
+    def __init__(self, observation_space: gym.Space, n_frequencies: int = N_FREQUENCIES) -> None:
         if not is_bounded_vector(observation_space):
             raise ValueError(f"FourierExtractor needs a Box with finite bounds and one axis, got {observation_space}.")
         assert isinstance(observation_space, spaces.Box)
@@ -46,32 +50,37 @@ CLIP = 10.0
 
 class ObservationFeatures(nn.Module):
     """
-    Raw observations as the networks of a :class:`~sb3_exdm.policies.diffusion_policy.DiffusionPolicy` see them: with sines and
-    cosines if they are bounded and few, else standardized with fixed moments. All networks share them, so they are computed
-    once a batch.
+    Features that all networks of a :class:`~sb3_exdm.policies.diffusion_policy.DiffusionPolicy` share: Fourier features, or
+    observations standardized with fixed moments.
 
     :param observation_space: Box of vectors
-    :param mean: of the observations, ``(dim,)``; 0 by default
-    :param std: of the observations, ``(dim,)``; 1 by default
+    :param n_frequencies: octaves of sines and cosines, 0 to standardize instead; by default :data:`N_FREQUENCIES` for
+        low-dimensional observations (:func:`~sb3_exdm.common.spaces.is_low_dim`), else 0
+    :raises ValueError: for Fourier features of an unbounded observation
     """
 
     mean: th.Tensor
     std: th.Tensor
 
-    def __init__(self, observation_space: spaces.Box, mean: np.ndarray | None = None, std: np.ndarray | None = None) -> None:
+    def __init__(self, observation_space: spaces.Box, n_frequencies: int | None = None) -> None:
         super().__init__()
         dim = spaces.flatdim(observation_space)
-        self.fourier = FourierExtractor(observation_space) if is_low_dim(observation_space) else None
+        if n_frequencies is None:
+            n_frequencies = N_FREQUENCIES if is_low_dim(observation_space) else 0
+        self.n_frequencies = n_frequencies
+        self.fourier = FourierExtractor(observation_space, n_frequencies) if n_frequencies else None
         self.dim = dim if self.fourier is None else self.fourier.features_dim
-        # Where nothing is standardized there is nothing to clip.
+        # Only unbounded observations are clipped, as those of an agent under VecNormalize.
         self.limit = float("inf") if is_bounded_vector(observation_space) else CLIP
-        self.register_buffer("mean", th.zeros(dim) if mean is None else th.as_tensor(mean, dtype=th.float32).clone())
-        self.register_buffer("std", th.ones(dim) if std is None else th.as_tensor(std, dtype=th.float32).clone())
+        self.register_buffer("mean", th.zeros(dim))
+        self.register_buffer("std", th.ones(dim))
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
-        :param observations: raw, ``(batch, *shape)``
-        :return: ``(batch, dim)``
+        Compute the features.
+
+        :param observations: raw observations, ``(batch, *shape)``
+        :return: features, ``(batch, dim)``
         """
         observations = observations.flatten(1).float()
         if self.fourier is not None:
@@ -80,7 +89,7 @@ class ObservationFeatures(nn.Module):
 
     def fit(self, observations: np.ndarray) -> None:
         """
-        Take mean and standard deviation from data; bounded features have no use for them.
+        Set mean and standard deviation to those of data. Fourier features do not use them.
 
         :param observations: ``(n, *shape)``
         """

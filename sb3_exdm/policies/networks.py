@@ -1,4 +1,4 @@
-"""The networks beside the diffusion model: critics, and a Gaussian to propose with."""
+"""Networks beside the diffusion model: critics and Gaussian."""
 
 import itertools
 import math
@@ -13,8 +13,8 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # as in Stable-Baselines3's SAC
 
 class Critic(nn.Module):
     """
-    Several state-action values with LayerNorm, computed together (REDQ, arXiv 2101.05982; LayerNorm against over-estimation
-    of actions that the data lack: RLPD, arXiv 2302.02948).
+    State-action values with LayerNorm, all critics in one batched operation. LayerNorm reduces the overestimation of actions
+    outside the data (RLPD, arXiv 2302.02948).
 
     :param features_dim: width of the features of an observation
     :param action_dim: width of an action
@@ -35,8 +35,10 @@ class Critic(nn.Module):
 
     def forward(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
-        :param features: of the observations, ``(batch, features_dim)``
-        :param actions: in [-1, 1], ``(batch, action_dim)``
+        Compute the values of all critics.
+
+        :param features: features of the observations, ``(batch, features_dim)``
+        :param actions: actions in [-1, 1], ``(batch, action_dim)``
         :return: values, ``(n_critics, batch)``
         """
         hidden = th.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)  # (n_critics, batch, width)
@@ -47,11 +49,11 @@ class Critic(nn.Module):
 
     def min_q(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
-        The pessimistic value of several actions for each state.
+        Compute the minimum over the critics, for several actions per state.
 
-        :param features: ``(batch, features_dim)``
-        :param actions: ``(batch, n_actions, action_dim)``
-        :return: ``(batch, n_actions)``
+        :param features: features of the observations, ``(batch, features_dim)``
+        :param actions: actions in [-1, 1], ``(batch, n_actions, action_dim)``
+        :return: values, ``(batch, n_actions)``
         """
         batch, n_actions, dim = actions.shape
         repeated = features.unsqueeze(1).expand(-1, n_actions, -1).reshape(batch * n_actions, -1)
@@ -60,7 +62,7 @@ class Critic(nn.Module):
 
 class SquashedGaussian(nn.Module):
     """
-    The actor of Stable-Baselines3's SAC on given features; its layers bear the same names, so weights can be exchanged.
+    Actor of Stable-Baselines3's SAC on given features. Its layers have the same names, so weights can be exchanged.
 
     :param features_dim: width of the features of an observation
     :param action_dim: width of an action
@@ -76,18 +78,20 @@ class SquashedGaussian(nn.Module):
 
     def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param features: ``(batch, features_dim)``
-        :return: mean and log standard deviation before squashing, each ``(batch, action_dim)``
+        Compute the distribution before squashing.
+
+        :param features: features of the observations, ``(batch, features_dim)``
+        :return: mean and log standard deviation, each ``(batch, action_dim)``
         """
         latent = self.latent_pi(features)
         return self.mu(latent), self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX)
 
     def action_log_prob(self, features: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        Differentiable samples and their log-density.
+        Draw differentiable samples with their log-density.
 
-        :param features: ``(batch, features_dim)``
-        :param noise: standard normal, ``(batch, action_dim)``
+        :param features: features of the observations, ``(batch, features_dim)``
+        :param noise: standard normal noise, ``(batch, action_dim)``
         :return: actions in [-1, 1] ``(batch, action_dim)``, log-densities ``(batch,)``
         """
         mean, log_std = self(features)
@@ -99,7 +103,9 @@ class SquashedGaussian(nn.Module):
 
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
-        :param features: ``(batch, features_dim)``
-        :return: squashed means, ``(batch, action_dim)``
+        Compute the squashed means.
+
+        :param features: features of the observations, ``(batch, features_dim)``
+        :return: actions in [-1, 1], ``(batch, action_dim)``
         """
         return self(features)[0].tanh()

@@ -1,5 +1,6 @@
-"""A diffusion policy from recorded behavior."""
+"""Behavior cloning: a diffusion policy from recorded transitions."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +16,57 @@ from torch import nn
 
 from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.common.spaces import check_vector_spaces, unscale_actions
-from sb3_exdm.common.validation import check_integers
+from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.policies.networks import SquashedGaussian
-from sb3_exdm.runs.folder import CONFIG, RunFolder
+from sb3_exdm.runs.config import CloneConfig
+from sb3_exdm.runs.folder import RunFolder
 from sb3_exdm.runs.hyperparams import check_device
+
+_SPACES = ("observation_space", "action_space", "seed", "device")
 
 
 def clone(
     source: str | Path | ReplayBuffer,
     out: str | Path | None = None,
     *,
-    gradient_steps: int = 3000,
-    batch_size: int = 512,
-    seed: int = 0,
     device: str = "auto",
     progress_bar: bool = True,
-    policy_kwargs: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> DiffusionActor:
     """
     Fit a diffusion policy to recorded observations and actions. ``policy_kwargs=dict(pretrained=out)`` then starts from it.
 
     :param source: run folder with transitions; replay buffer of Stable-Baselines3, or the file that ``save_replay_buffer``
-        wrote (``.pkl``, which executes code when it is read: only open files that you trust); or id of a local Minari dataset
+        wrote (``.pkl``: reading it executes code, so only open files that you trust); or id of a local Minari dataset
     :param out: file or folder to write; None writes nothing
-    :param gradient_steps: steps of Adam
-    :param batch_size: rows of a minibatch
-    :param seed: seed of everything
     :param device: PyTorch device
     :param progress_bar: show a progress bar on a terminal
-    :param policy_kwargs: arguments of :class:`~sb3_exdm.policies.diffusion_actor.DiffusionActor`
-    :raises ValueError: for arguments out of range, or data that cannot be used
+    :param settings: fields of :class:`~sb3_exdm.runs.config.CloneConfig`: ``gradient_steps``, ``batch_size``, ``seed``,
+        ``policy_kwargs``
+    :raises ValueError: for an unknown setting, a value out of range, or data that cannot be used
     :raises ArtifactError: if the source cannot be read
     """
-    check_integers(gradient_steps=(gradient_steps, 1), batch_size=(batch_size, 1), seed=(seed, 0))
+    config = CloneConfig.make(**settings)
     check_device(device)
+    check_kwargs(DiffusionActor, config.policy_kwargs, "policy_kwargs", ignore=_SPACES)
     gaussian = None
-    try:
-        if isinstance(source, (str, Path)) and (Path(source) / CONFIG).is_file():
-            folder = RunFolder(source)
-            actor, gaussian = clone_agent(
-                folder.load_model(device=device),
-                folder.transitions(),
-                gradient_steps,
-                batch_size,
-                seed,
-                progress_bar,
-                policy_kwargs,
-                moments=folder.observation_moments(),
-            )
-        else:
-            observation_space, action_space, observations, actions = _read(source)
-            actor = DiffusionActor(observation_space, action_space, seed=seed, device=device, **(policy_kwargs or {}))
-            actor.fit(observations, actions, gradient_steps, batch_size, progress_bar=progress_bar)
-    except TypeError as error:
-        raise ValueError(f"policy_kwargs hold an argument that does not exist: {error}.") from error
+    if isinstance(source, (str, Path)) and RunFolder(source).exists():
+        folder = RunFolder(source)
+        actor, gaussian = clone_agent(
+            folder.load_model(device=device),
+            folder.transitions(),
+            config.gradient_steps,
+            config.batch_size,
+            config.seed,
+            progress_bar,
+            config.policy_kwargs,
+            moments=folder.observation_moments(),
+        )
+    else:
+        observation_space, action_space, observations, actions = _read(source)
+        actor = DiffusionActor(observation_space, action_space, seed=config.seed, device=device, **config.policy_kwargs)
+        actor.fit(observations, actions, config.gradient_steps, config.batch_size, progress_bar=progress_bar)
     if out is not None:
         out = Path(out)
         actor.save(out if out.suffix == ".safetensors" else out / POLICY, gaussian)
@@ -77,7 +74,12 @@ def clone(
 
 
 def can_clone(observation_space: spaces.Space, action_space: spaces.Space) -> bool:
-    """Whether a diffusion policy can be fitted: vectors on both sides, and actions with finite bounds."""
+    """
+    Tell whether a diffusion policy can be fitted: vectors on both sides, and actions with finite bounds.
+
+    :param observation_space: observations of the environment
+    :param action_space: actions of the environment
+    """
     try:
         check_vector_spaces(observation_space, action_space, "")
     except ValueError:
@@ -96,17 +98,17 @@ def clone_agent(
     moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[DiffusionActor, SquashedGaussian | None]:
     """
-    Fit a diffusion policy to what an agent did, on the features that the agent itself sees.
+    Fit a diffusion policy to an agent's transitions, on the features that the agent itself uses.
 
-    :param model: the agent
-    :param transitions: ``observations`` and ``actions`` as the environment saw them
+    :param model: agent
+    :param transitions: ``observations`` and ``actions`` in the units of the environment
     :param gradient_steps: steps of Adam
-    :param batch_size: rows of a minibatch
+    :param batch_size: transitions of a minibatch
     :param seed: seed of everything
     :param progress_bar: show a progress bar on a terminal
     :param policy_kwargs: arguments of :class:`~sb3_exdm.policies.diffusion_actor.DiffusionActor`
     :param moments: mean and variance that the agent's observations were standardized with; by default those of its environment
-    :return: the diffusion policy, and the agent's Gaussian if it is one of SAC
+    :return: diffusion policy, and the agent's Gaussian policy if it can be saved beside it (see :func:`explorer_gaussian`)
     """
     actor = DiffusionActor(
         model.observation_space, model.action_space, seed=seed, device=model.device, **(policy_kwargs or {})
@@ -114,15 +116,7 @@ def clone_agent(
     env = model.get_vec_normalize_env()
     if moments is None and env is not None and env.norm_obs and isinstance(env.obs_rms, RunningMeanStd):
         moments = env.obs_rms.mean, env.obs_rms.var
-    gaussian = None
-    if isinstance(model, SAC) and model.actor.activation_fn is nn.ReLU and model.actor.net_arch:
-        gaussian = SquashedGaussian(actor.features.dim, actor.model.dim, model.actor.net_arch).to(model.device)
-        weights = model.actor.state_dict()
-        own = gaussian.state_dict()
-        if all(key in weights and weights[key].shape == value.shape for key, value in own.items()):
-            gaussian.load_state_dict({key: weights[key] for key in own})
-        else:
-            gaussian = None
+    gaussian = explorer_gaussian(model, actor)
     if moments is not None:
         mean, variance = (moment.reshape(-1) for moment in moments)
         actor.features.mean.copy_(th.as_tensor(mean))
@@ -132,11 +126,38 @@ def clone_agent(
         transitions["actions"],
         gradient_steps,
         batch_size,
-        # The Gaussian was trained on features standardized in its own way, if at all.
+        # The Gaussian was trained on features with the agent's own standardization, or with none.
         fit_features=gaussian is None and moments is None,
         progress_bar=progress_bar,
     )
     return actor, gaussian
+
+
+def explorer_gaussian(model: BaseAlgorithm, actor: DiffusionActor) -> SquashedGaussian | None:
+    """
+    Copy the Gaussian policy of an agent for use beside a diffusion policy; warns if that is not possible.
+
+    :param model: agent
+    :param actor: diffusion policy with the same features
+    :return: None unless the agent is SAC with ReLU networks on the features of ``actor``
+    """
+    reason = f"{type(model).__name__} has no squashed Gaussian policy"
+    if isinstance(model, SAC):
+        reason = "its actor is not a ReLU network with hidden layers"
+        if model.actor.activation_fn is nn.ReLU and model.actor.net_arch:
+            gaussian = SquashedGaussian(actor.features.dim, actor.model.dim, model.actor.net_arch).to(model.device)
+            weights, own = model.actor.state_dict(), gaussian.state_dict()
+            if all(key in weights and weights[key].shape == value.shape for key, value in own.items()):
+                gaussian.load_state_dict({key: weights[key] for key in own})
+                return gaussian
+            reason = "its features differ from those of the diffusion policy"
+    warnings.warn(
+        f"The explorer's Gaussian policy is not saved beside the diffusion policy, because {reason}. Fine-tuning with the "
+        "operator 'select' starts from a new Gaussian; exdm finetune --policy gaussian still starts from the explorer.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 def _read(source: str | Path | ReplayBuffer) -> tuple[spaces.Space, spaces.Space, np.ndarray, np.ndarray]:
@@ -148,7 +169,7 @@ def _read(source: str | Path | ReplayBuffer) -> tuple[spaces.Space, spaces.Space
         try:
             buffer = load_from_pkl(path)
         except Exception as error:  # pickle raises many kinds for a file that is something else
-            raise ArtifactError(f"{path} is no saved replay buffer: {error}") from None
+            raise ArtifactError(f"{path} is not a saved replay buffer: {error}") from None
         if not isinstance(buffer, ReplayBuffer):
             raise ArtifactError(f"{path} holds {type(buffer).__name__}, expected a replay buffer of Stable-Baselines3.")
         return _from_buffer(buffer)
@@ -171,12 +192,12 @@ def _from_minari(dataset_id: str) -> tuple[spaces.Space, spaces.Space, np.ndarra
         import minari
     except ImportError:
         raise ArtifactError(
-            f"{dataset_id} is no run folder and no file. If it is the id of a Minari dataset: pip install 'minari[hdf5]'."
+            f"{dataset_id} is neither a run folder nor a file. For the id of a Minari dataset: pip install 'minari[hdf5]'."
         ) from None
     try:
         dataset = minari.load_dataset(dataset_id)
     except (FileNotFoundError, ValueError) as error:
-        raise ArtifactError(f"{dataset_id} is no run folder, no file and no local Minari dataset: {error}") from None
+        raise ArtifactError(f"{dataset_id} is neither a run folder, a file nor a local Minari dataset: {error}") from None
     except ImportError as error:  # of what reads the format of the dataset
         raise ArtifactError(f"The Minari dataset {dataset_id} cannot be read: {error}") from None
     if not isinstance(dataset.observation_space, spaces.Box):

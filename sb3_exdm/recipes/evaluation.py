@@ -1,10 +1,9 @@
-"""How good an agent is: returns and successes of whole episodes."""
+"""Evaluation: returns and successes of whole episodes."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -12,32 +11,35 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.common.serialization import ArtifactError
-from sb3_exdm.common.validation import check_integers
-from sb3_exdm.envs import expert_return
 from sb3_exdm.policies.diffusion_actor import DiffusionActor
-from sb3_exdm.runs.folder import CONFIG, RunFolder
-from sb3_exdm.runs.hyperparams import check_device, make_training_env
+from sb3_exdm.runs.config import EvaluateConfig
+from sb3_exdm.runs.envs import EnvLike, EnvSource
+from sb3_exdm.runs.folder import RunFolder
+from sb3_exdm.runs.hyperparams import check_device
+
+Agent = str | Path | BaseAlgorithm | DiffusionActor
+"""A run folder, the file of a diffusion policy, or an agent in memory."""
 
 MAX_ENVS = 50
 """Most environments that are stepped together."""
 
 LONG_EPISODE = 200
-"""Environments whose episodes can have more steps than this are evaluated on few of them."""
+"""Episodes that can have more steps than this are evaluated on few of them."""
 
 EVALUATION_SEED = 1_000_000
-"""Added to a seed, so that evaluations begin elsewhere than training."""
+"""Offset of the seed, so that evaluations start from other states than training."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """
-    What :func:`evaluate` measured.
+    Result of :func:`evaluate`.
 
     :param returns: undiscounted return of each episode, ``(n_episodes,)``
     :param lengths: steps of each episode, ``(n_episodes,)``
     :param successes: whether ``info["is_success"]`` was ever true in it, ``(n_episodes,)``; None if the environment does not
-        say
-    :param expert: what an expert reaches, None where that is not known
+        report it
+    :param expert: published return of an expert, None if there is none
     """
 
     returns: np.ndarray
@@ -57,59 +59,56 @@ class Evaluation:
             "normalized_score": None if self.expert is None else float(self.returns.mean() / self.expert),
         }
 
+    def __repr__(self) -> str:
+        figures = self.summary()
+        shown = "" if self.successes is None else f", success_rate={figures['success_rate']:.3g}"
+        return f"Evaluation({figures['n_episodes']} episodes, mean_reward={figures['mean_reward']:.4g}{shown})"
+
 
 def evaluate(
-    agent: str | Path | BaseAlgorithm | DiffusionActor,
-    env_id: str | None = None,
-    n_episodes: int | None = None,
-    *,
-    seed: int = 0,
-    deterministic: bool = True,
-    env_kwargs: dict[str, Any] | None = None,
-    device: str = "auto",
+    agent: Agent, env: EnvLike | None = None, n_episodes: int | None = None, *, device: str = "auto", **settings: Any
 ) -> Evaluation:
     """
-    Play whole episodes.
+    Evaluate an agent on whole episodes.
 
     :param agent: run folder, file of a diffusion policy, or an agent in memory
-    :param env_id: id of the environment, by default that of the run folder
+    :param env: id, spec, environment class, or function that returns an environment; by default that of the run folder
     :param n_episodes: number of episodes, by default 50, or 10 if they are long
-    :param seed: seed of the environments
-    :param deterministic: whether the agent acts deterministically
-    :param env_kwargs: arguments of the environment, by default those of the run folder
     :param device: PyTorch device
-    :raises ValueError: for arguments out of range, or an environment that the agent was not trained for
+    :param settings: further fields of :class:`~sb3_exdm.runs.config.EvaluateConfig`: ``seed``, ``deterministic``,
+        ``env_kwargs`` (by default those of the run folder)
+    :raises ValueError: for an unknown setting, a value out of range, or an environment with other spaces than the agent's
     :raises ArtifactError: if the folder or file cannot be used
     """
-    check_integers(n_episodes=(1 if n_episodes is None else n_episodes, 1), seed=(seed, 0))
-    player, env, env_id = open_agent(agent, env_id, n_episodes, seed, env_kwargs, device)
+    config = EvaluateConfig.make(n_episodes=n_episodes, **settings)
+    player, source, vec_env = open_agent(agent, env, config.n_episodes, config.seed, config.env_kwargs, device)
     try:
-        n_episodes = n_episodes or default_n_episodes(env_id)
-        return play(player, env, n_episodes, deterministic, expert_return(env_id))
+        n_episodes = config.n_episodes or default_n_episodes(source)
+        return play(player, vec_env, n_episodes, config.deterministic, source.factory.expert_return(source.id))
     finally:
-        env.close()
+        vec_env.close()
 
 
 def open_agent(
-    agent: str | Path | BaseAlgorithm | DiffusionActor,
-    env_id: str | None,
+    agent: Agent,
+    env: EnvLike | None,
     n_episodes: int | None,
     seed: int,
     env_kwargs: dict[str, Any] | None,
     device: str,
     **more_env_kwargs: Any,
-) -> tuple[PolicyPredictor, VecEnv, str]:
+) -> tuple[PolicyPredictor, EnvSource, VecEnv]:
     """
-    An agent, environments to watch it in, and their id.
+    Load an agent and make environments to evaluate it in.
 
     :param agent: run folder, file of a diffusion policy, or an agent in memory
-    :param env_id: id of the environment, by default that of the run folder
-    :param n_episodes: episodes that will be played, None for as many as usual
+    :param env: environment, by default that of the run folder
+    :param n_episodes: number of episodes, None for the default
     :param seed: seed of the environments
     :param env_kwargs: arguments of the environment, by default those of the run folder
     :param device: PyTorch device
     :param more_env_kwargs: further arguments of the environment
-    :raises ValueError: for an environment that the agent was not trained for
+    :raises ValueError: for an environment with other spaces than the agent's
     :raises ArtifactError: if the folder or file cannot be used
     """
     config: dict[str, Any] = {}
@@ -118,36 +117,38 @@ def open_agent(
         check_device(device)
         if Path(agent).is_file():
             agent = DiffusionActor.load(agent, device)
-        elif (Path(agent) / CONFIG).is_file():
+        elif RunFolder(agent).exists():
             folder = RunFolder(agent)
             config = folder.config
         else:
             raise ArtifactError(f"{agent} is neither a run folder nor the file of a policy.")
-    env_id = env_id or config.get("env_id")
-    if env_id is None:
+    if env is None:
+        env = config.get("env_id")
+    if env is None:
         raise ValueError("Name the environment: only a run folder knows its own.")
+    source = EnvSource.of(env)
     env_kwargs = {**((config.get("env_kwargs") if env_kwargs is None else env_kwargs) or {}), **more_env_kwargs}
-    env = make_evaluation_env(env_id, n_episodes or default_n_episodes(env_id), seed, env_kwargs)
+    vec_env = make_evaluation_env(source, n_episodes or default_n_episodes(source), seed, env_kwargs)
     try:
         if folder is not None:
-            agent = folder.load_model(env, device)
-            env = agent.get_env() or env
+            agent = folder.load_model(vec_env, device)
+            vec_env = agent.get_env() or vec_env
         elif isinstance(agent, BaseAlgorithm):
-            env = _normalized_like(agent, env)
+            vec_env = _normalized_like(agent, vec_env)
         assert isinstance(agent, (BaseAlgorithm, DiffusionActor))
-        if agent.observation_space != env.observation_space or agent.action_space != env.action_space:
+        if agent.observation_space != vec_env.observation_space or agent.action_space != vec_env.action_space:
             raise ValueError(
-                f"The agent was trained with {agent.observation_space} and {agent.action_space}, {env_id} has "
-                f"{env.observation_space} and {env.action_space}."
+                f"The agent was trained with {agent.observation_space} and {agent.action_space}, {source.id} has "
+                f"{vec_env.observation_space} and {vec_env.action_space}."
             )
     except BaseException:
-        env.close()
+        vec_env.close()
         raise
-    return Predictor(agent) if isinstance(agent, DiffusionActor) else agent, env, env_id
+    return Predictor(agent) if isinstance(agent, DiffusionActor) else agent, source, vec_env
 
 
 def _normalized_like(agent: BaseAlgorithm, env: VecEnv) -> VecEnv:
-    """``env`` with the normalization that the agent was trained with."""
+    """``env`` with the observation normalization that the agent was trained with."""
     normalizer = agent.get_vec_normalize_env()
     if normalizer is None or not normalizer.norm_obs:
         return env
@@ -156,28 +157,26 @@ def _normalized_like(agent: BaseAlgorithm, env: VecEnv) -> VecEnv:
     return normalized
 
 
-def default_n_episodes(env_id: str) -> int:
+def default_n_episodes(source: EnvSource) -> int:
     """
-    Episodes that tell enough about an agent without taking longer than its training.
+    Choose a number of episodes that is informative and takes less time than training.
 
-    :param env_id: id of the environment
-    :raises ValueError: if there is no such environment
+    :param source: environment
     """
-    try:
-        limit = gym.spec(env_id).max_episode_steps
-    except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"Cannot make the environment {env_id!r}: {error}") from error
+    limit = source.max_episode_steps()
     return 10 if limit is None or limit > LONG_EPISODE else 50
 
 
-def make_evaluation_env(env_id: str, n_episodes: int, seed: int, env_kwargs: dict[str, Any] | None) -> VecEnv:
+def make_evaluation_env(source: EnvSource, n_episodes: int, seed: int, env_kwargs: dict[str, Any] | None) -> VecEnv:
     """
-    :param env_id: id of the environment
-    :param n_episodes: episodes that will be played
-    :param seed: seed of the environments, set apart from those of training
+    Make environments for an evaluation.
+
+    :param source: environment
+    :param n_episodes: number of episodes
+    :param seed: seed of the run; that of the environments is another one
     :param env_kwargs: arguments of the environment
     """
-    return make_training_env(env_id, min(n_episodes, MAX_ENVS), EVALUATION_SEED + seed, env_kwargs)
+    return source.make_vec(min(n_episodes, MAX_ENVS), EVALUATION_SEED + seed, env_kwargs)
 
 
 def play(
@@ -188,15 +187,17 @@ def play(
     expert: float | None = None,
 ) -> Evaluation:
     """
-    :param agent: anything with Stable-Baselines3's ``predict``
-    :param env: environments; running moments of a ``VecNormalize`` stay as they are
+    Run whole episodes.
+
+    :param agent: object with Stable-Baselines3's ``predict``
+    :param env: environments; running moments of a ``VecNormalize`` are not updated
     :param n_episodes: number of episodes
     :param deterministic: whether the agent acts deterministically
-    :param expert: what an expert reaches, None where that is not known
+    :param expert: published return of an expert, None if there is none
     """
     if isinstance(env, VecNormalize):
         env.training, env.norm_reward = False, False
-    ongoing = np.zeros(env.num_envs, dtype=bool)
+    succeeded = np.zeros(env.num_envs, dtype=bool)
     successes: list[bool] = []
     reported = False
 
@@ -204,10 +205,10 @@ def play(
         nonlocal reported
         i, info = local["i"], local["info"]
         reported = reported or "is_success" in info
-        ongoing[i] |= bool(info.get("is_success", False))
+        succeeded[i] |= bool(info.get("is_success", False))
         if local["done"]:
-            successes.append(bool(ongoing[i]))
-            ongoing[i] = False
+            successes.append(bool(succeeded[i]))
+            succeeded[i] = False
 
     returns, lengths = evaluate_policy(
         agent, env, n_episodes, deterministic, callback=on_step, return_episode_rewards=True, warn=False
@@ -216,7 +217,11 @@ def play(
 
 
 class Predictor:
-    """A diffusion policy that answers as Stable-Baselines3's models do."""
+    """
+    A diffusion policy with the ``predict`` of Stable-Baselines3's models.
+
+    :param actor: diffusion policy
+    """
 
     def __init__(self, actor: DiffusionActor) -> None:
         self.actor = actor
@@ -228,4 +233,5 @@ class Predictor:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.predict`."""
         return self.actor.predict(observation, deterministic), state

@@ -1,4 +1,4 @@
-"""Evaluates an agent while it learns, and shows how far it is."""
+"""Evaluation during training."""
 
 import time
 
@@ -12,15 +12,15 @@ from sb3_exdm.runs.folder import ProgressLog
 
 class EvaluationCallback(BaseCallback):
     """
-    Evaluates now and then, and shows how far it is.
+    Evaluate at fixed intervals and show progress.
 
-    :param total_timesteps: for the bar
-    :param evaluation_env: where to evaluate
+    :param total_timesteps: length of the progress bar
+    :param evaluation_env: environments of the evaluation
     :param eval_freq: steps between two evaluations
     :param n_eval_episodes: episodes of an evaluation
-    :param expert: what an expert reaches, None where that is not known
-    :param seed: of the run; all evaluations begin with the same episodes, which :func:`~sb3_exdm.evaluate` plays too
-    :param log: file for the figures, or None
+    :param expert: published return of an expert, None if there is none
+    :param seed: seed of the run; every evaluation starts with the same episodes, as does :func:`~sb3_exdm.evaluate`
+    :param log: progress log, or None
     :param progress_bar: show a progress bar on a terminal
     """
 
@@ -68,7 +68,7 @@ class EvaluationCallback(BaseCallback):
         self._bar.close()
 
     def evaluate(self) -> None:
-        """Play, and report."""
+        """Evaluate and report."""
         start = time.perf_counter()
         env = self.evaluation_env
         if isinstance(self.training_env, VecNormalize):

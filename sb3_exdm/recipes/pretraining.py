@@ -1,6 +1,6 @@
-"""Exploring without a reward, and keeping what was explored."""
+"""Reward-free pre-training."""
 
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.common.spaces import SpaceEncoder
-from sb3_exdm.common.validation import check_integers
-from sb3_exdm.envs.urlb import TASKS
+from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.exploration.callbacks import ExplorationCallback, TransitionRecorder
 from sb3_exdm.exploration.replay_buffer import ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper
@@ -21,30 +21,35 @@ from sb3_exdm.metrics import BinCoverage, StateCoverage
 from sb3_exdm.plots import plot_coverage, plot_reward, plot_visits
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.recipes.behavior_cloning import can_clone, clone_agent
-from sb3_exdm.recipes.training import check_plain, train
-from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
+from sb3_exdm.recipes.training import train
+from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward
 from sb3_exdm.rewards.registry import REWARDS
-from sb3_exdm.runs.folder import PROGRESS, ProgressLog, RunFolder
+from sb3_exdm.runs.config import PretrainConfig
+from sb3_exdm.runs.envs import EnvLike, EnvSource, needs_normalization, normalized
+from sb3_exdm.runs.folder import RunFolder
 from sb3_exdm.runs.hyperparams import (
     build_algorithm,
-    check_algorithm,
+    check_action_space,
+    check_algo_kwargs,
     check_device,
-    default_settings,
-    make_training_env,
-    needs_normalization,
+    default_profile,
+    merge,
+    pretrain_hyperparams,
 )
 
+MAX_BUFFER_SIZE = 1_000_000
 
-@dataclass
+
+@dataclass(repr=False)
 class PretrainedRun:
     """
-    What :func:`pretrain` returns.
+    Result of :func:`pretrain`.
 
-    :param path: the run folder, None if nothing was written
-    :param summary: figures of the run, the content of ``summary.json``
-    :param model: the agent
-    :param reward_model: the fitted model of novelty
-    :param policy: the diffusion policy fitted to what was explored; None where spaces or memory do not allow one
+    :param path: run folder, None if nothing was written
+    :param summary: figures of the run, the contents of ``summary.json``
+    :param model: agent
+    :param reward_model: fitted model of the intrinsic reward
+    :param policy: diffusion policy fitted to the explored transitions; None where spaces or memory do not allow one
     """
 
     path: Path | None
@@ -53,174 +58,147 @@ class PretrainedRun:
     reward_model: IntrinsicReward
     policy: DiffusionActor | None = None
 
+    def __repr__(self) -> str:
+        coverage = self.summary["coverage"]
+        shown = "" if coverage is None else f", coverage={coverage:.4g}"
+        return f"PretrainedRun({self.summary['env_id']}, {self.summary['timesteps']} steps{shown}, path={str(self.path)!r})"
+
 
 def pretrain(
-    env_id: str,
+    env: EnvLike,
     total_timesteps: int = 100_000,
     *,
-    algo: str = "sac",
-    reward: str = "score",
-    seed: int = 0,
-    n_envs: int = 8,
-    vec_env: str = "auto",
     out: str | Path | None = None,
-    coverage_dims: Sequence[int] | None = None,
     overwrite: bool = False,
-    env_kwargs: dict[str, Any] | None = None,
-    algo_kwargs: dict[str, Any] | None = None,
-    reward_kwargs: dict[str, Any] | None = None,
+    callback: MaybeCallback = None,
     device: str = "auto",
-    checkpoint_freq: int = 25_000,
-    policy_steps: int = 3000,
     progress_bar: bool = True,
+    **settings: Any,
 ) -> PretrainedRun:
     """
     Explore an environment without its reward (ExDM, arXiv 2502.07279, algorithm 1).
 
-    An off-policy algorithm gets its intrinsic rewards anew with every batch it samples, PPO when it collects them. Afterwards
-    a diffusion policy is fitted to the explored state-action pairs, where observations and actions are vectors.
+    An off-policy algorithm computes its intrinsic rewards anew for every batch it samples, PPO when it collects them.
+    Afterwards a diffusion policy is fitted to the explored transitions, where observations and actions are vectors.
 
-    :param env_id: id of a registered environment
+    :param env: id, spec, environment class, or function that returns an environment
     :param total_timesteps: number of steps, over all environments together
-    :param algo: ``"sac"``, ``"td3"``, ``"ddpg"`` or ``"ppo"``
-    :param reward: name of an intrinsic reward, see :data:`~sb3_exdm.rewards.registry.REWARDS`
-    :param seed: seed of everything
-    :param n_envs: number of environments that are stepped together
-    :param vec_env: how: ``"auto"`` (the fastest in one process), ``"dummy"`` or ``"subproc"`` (each in a process of its own)
     :param out: run folder to write; None writes nothing
-    :param coverage_dims: dimensions of the observation whose coverage is counted in bins, where the environment has no
-        layout; by default those that tell what a body of URLB does, or the first two of an observation that is a vector
-    :param overwrite: replace the run that ``out`` holds
-    :param env_kwargs: arguments of the environment
-    :param algo_kwargs: changes to :func:`~sb3_exdm.runs.hyperparams.default_settings`, plain data
-    :param reward_kwargs: arguments of the reward, plain data
+    :param overwrite: replace the run in ``out``
+    :param callback: callback, or list of callbacks, of Stable-Baselines3
     :param device: PyTorch device
-    :param checkpoint_freq: steps between two checkpoints in ``out``, 0 for none
-    :param policy_steps: gradient steps that fit the diffusion policy to what was explored, 0 for no such policy
     :param progress_bar: show a progress bar on a terminal
-    :raises ValueError: for arguments out of range, an unknown name, or an environment that cannot be used
+    :param settings: further fields of :class:`~sb3_exdm.runs.config.PretrainConfig`: ``algo``, ``reward``, ``seed``,
+        ``n_envs``, ``vec_env``, ``env_kwargs``, ``profile``, ``algo_kwargs``, ``action_noise``, ``reward_kwargs``,
+        ``coverage_dims``, ``policy_steps``, ``checkpoint_freq``
+    :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, or an environment that
+        cannot be used; nothing is written then
     :raises FileExistsError: if ``out`` holds a run already, or is a file
-    :raises RunInterrupted: if stopped from the keyboard; what was learned is kept in ``out``
+    :raises RunInterrupted: if stopped from the keyboard; a checkpoint is in ``out``
     """
-    _check_arguments(total_timesteps, n_envs, reward, seed, checkpoint_freq, policy_steps, device)
-    env = make_training_env(env_id, n_envs, seed, env_kwargs, vec_env)
+    source = EnvSource.of(env)
+    config = PretrainConfig.make(env_id=source.id, total_timesteps=total_timesteps, **settings)
+    check_device(device)
+    _check_kwargs(config)
+    vec_env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
     try:
-        check_algorithm(algo, env.action_space, env_id)
-        SpaceEncoder(env.observation_space)  # refuses unsupported spaces
-        coverage, dims = _make_coverage(env_id, env, coverage_dims)
-        settings = {**default_settings(algo, env.observation_space, env.action_space), **(algo_kwargs or {})}
-        config = {
-            "command": "pretrain",
-            "env_id": env_id,
-            "total_timesteps": total_timesteps,
-            "algo": algo,
-            "reward": reward,
-            "seed": seed,
-            "n_envs": n_envs,
-            "vec_env": vec_env,
-            "coverage_dims": dims,
-            "env_kwargs": env_kwargs or {},
-            "algo_kwargs": settings,
-            "reward_kwargs": reward_kwargs or {},
-            "policy_steps": policy_steps,
-        }
-        check_plain(config)
-        try:
-            model, reward_model = _build(algo, env, reward, seed, total_timesteps, settings, reward_kwargs or {}, device)
-        except TypeError as error:
-            raise ValueError(f"algo_kwargs or reward_kwargs hold an argument that does not exist: {error}.") from error
+        config = _resolve(config, source, vec_env)
+        coverage = source.make_coverage(vec_env.observation_space, config.env_kwargs, config.coverage_dims)
+        content = {"command": "pretrain", **config.to_dict()}
+        model, reward_model = _build(config, vec_env, device)
         folder = None
         if out is not None:
             folder = RunFolder(out)
-            folder.create(config, overwrite)
-        return _explore(config, model, reward_model, coverage, folder, checkpoint_freq, progress_bar)
+            folder.create(content, overwrite)
+        return _explore(config, model, reward_model, coverage, folder, callback, progress_bar)
+    finally:
+        vec_env.close()
+
+
+def resolve_pretrain(config: PretrainConfig) -> PretrainConfig:
+    """
+    Fill in all defaults, as ``config.json`` holds them.
+
+    :param config: configuration with a registered environment
+    """
+    source = EnvSource.of(config.env_id)
+    env = source.make_vec(1, config.seed, config.env_kwargs)
+    try:
+        return _resolve(config, source, env)
     finally:
         env.close()
 
 
-def _check_arguments(
-    total_timesteps: int, n_envs: int, reward: str, seed: int, checkpoint_freq: int, policy_steps: int, device: str
-) -> None:
-    check_integers(
-        total_timesteps=(total_timesteps, 1),
-        n_envs=(n_envs, 1),
-        seed=(seed, 0),
-        checkpoint_freq=(checkpoint_freq, 0),
-        policy_steps=(policy_steps, 0),
+def _resolve(config: PretrainConfig, source: EnvSource, env: VecEnv) -> PretrainConfig:
+    observation_space, action_space = env.observation_space, env.action_space
+    check_action_space(config.algo, action_space, source.id)
+    SpaceEncoder(observation_space)  # refuses unsupported spaces
+    profile = config.profile or default_profile(observation_space)
+    defaults = pretrain_hyperparams(config.algo, profile, observation_space, action_space)
+    action_noise = config.action_noise
+    if config.algo != "ppo":
+        defaults["buffer_size"] = min(config.total_timesteps, MAX_BUFFER_SIZE)
+    if config.algo in ("td3", "ddpg") and action_noise is None:
+        action_noise = 0.5
+    coverage = source.make_coverage(observation_space, config.env_kwargs, config.coverage_dims)
+    dims = coverage.dims if isinstance(coverage, BinCoverage) else None
+    return config.with_changes(
+        profile=profile,
+        algo_kwargs=merge(defaults, config.algo_kwargs),
+        action_noise=action_noise,
+        coverage_dims=None if dims is None else tuple(dims),
     )
-    if reward not in REWARDS:
-        raise ValueError(f"Unknown reward {reward!r}; choose one of {', '.join(REWARDS)}.")
-    check_device(device)
 
 
-def _make_coverage(
-    env_id: str, env: VecEnv, coverage_dims: Sequence[int] | None
-) -> tuple[StateCoverage | BinCoverage | None, list[int] | None]:
-    """The coverage that suits an environment, and the dimensions it looks at (None for a layout)."""
-    layout = getattr(env, "layout", None)
-    if layout is not None:
-        if coverage_dims is not None:
-            raise ValueError("coverage_dims is for environments without a layout; here the coverage of the maze is counted.")
-        return StateCoverage(layout), None
-    space = env.observation_space
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        if coverage_dims is None:
-            coverage_dims = TASKS[env_id].coverage_dims if env_id in TASKS else range(min(space.shape[0], 2))
-        dims = [int(dim) for dim in coverage_dims]
-        if not dims or not all(0 <= dim < space.shape[0] for dim in dims):
-            raise ValueError(f"coverage_dims must name dimensions from 0 to {space.shape[0] - 1}, got {dims}.")
-        return BinCoverage(dims), dims
-    if coverage_dims is not None:
-        raise ValueError(f"coverage_dims needs observations that are vectors, got {space}.")
-    return None, None
+def _check_kwargs(config: PretrainConfig) -> None:
+    """Check nested keyword arguments before anything is built."""
+    check_algo_kwargs(config.algo, config.algo_kwargs, "MlpPolicy")
+    ignore = ("observation_space", "action_space", "device")
+    check_kwargs(REWARDS[config.reward], config.reward_kwargs, "reward_kwargs", ignore=ignore)
+    buffer_kwargs = config.algo_kwargs.get("replay_buffer_kwargs", {})
+    check_kwargs(ScoreRewardReplayBuffer, buffer_kwargs, "algo_kwargs['replay_buffer_kwargs']", ignore=("reward", *ignore))
 
 
-def _build(
-    algo: str,
-    env: VecEnv,
-    reward: str,
-    seed: int,
-    total_timesteps: int,
-    settings: dict[str, Any],
-    reward_kwargs: dict[str, Any],
-    device: str,
-) -> tuple[BaseAlgorithm, IntrinsicReward]:
-    """An algorithm that is paid by an intrinsic reward, and that reward."""
+def _build(config: PretrainConfig, env: VecEnv, device: str) -> tuple[BaseAlgorithm, IntrinsicReward]:
+    """The algorithm with the intrinsic reward, and the model of that reward."""
+    hyperparams = config.algo_kwargs
+    if config.algo == "ppo":
+        wrapped = VecScoreRewardWrapper(
+            env, config.reward, reward_kwargs=config.reward_kwargs, device=device, seed=config.seed
+        )
+        normalize = needs_normalization(env.observation_space)
+        train_env = VecNormalize(wrapped, norm_obs=normalize, gamma=hyperparams["gamma"])
+        return build_algorithm("ppo", train_env, hyperparams, seed=config.seed, device=device), wrapped.reward_model
     is_dict = isinstance(env.observation_space, spaces.Dict)
-    normalize = needs_normalization(env.observation_space)
-    if algo == "ppo":
-        paid = VecScoreRewardWrapper(env, reward, reward_kwargs=reward_kwargs, device=device, seed=seed)
-        wrapped: VecEnv = VecNormalize(paid, norm_obs=normalize, gamma=settings["gamma"])
-        return build_algorithm(algo, wrapped, settings, seed=seed, device=device), paid.reward_model
-    model = build_algorithm(
-        algo,
-        VecNormalize(env, norm_reward=False) if normalize else env,
-        settings,
-        seed=seed,
+    reward_settings = {"reward": config.reward, "reward_kwargs": {"seed": config.seed, **config.reward_kwargs}}
+    model: Any = build_algorithm(
+        config.algo,
+        normalized(env),
+        merge(hyperparams, {"replay_buffer_kwargs": reward_settings}),
+        action_noise=config.action_noise,
+        seed=config.seed,
         device=device,
-        buffer_size=min(total_timesteps, 1_000_000),
         replay_buffer_class=ScoreRewardDictReplayBuffer if is_dict else ScoreRewardReplayBuffer,
-        replay_buffer_kwargs={"reward": reward, "reward_kwargs": {"seed": seed, **reward_kwargs}},
     )
-    return model, model.replay_buffer.reward_model  # type: ignore[attr-defined]
+    return model, model.replay_buffer.reward_model
 
 
 def _explore(
-    config: dict[str, Any],
+    config: PretrainConfig,
     model: BaseAlgorithm,
     reward_model: IntrinsicReward,
     coverage: StateCoverage | BinCoverage | None,
     folder: RunFolder | None,
-    checkpoint_freq: int,
+    user_callback: MaybeCallback,
     progress_bar: bool,
 ) -> PretrainedRun:
-    """Train, then write and draw what came out."""
-    total_timesteps = config["total_timesteps"]
+    """Train, fit the policy, write."""
+    start = time.perf_counter()
     observation_space, action_space = model.observation_space, model.action_space
     recorder = None
-    if TransitionRecorder.fits(observation_space, action_space, total_timesteps):
-        recorder = TransitionRecorder(observation_space, action_space, total_timesteps)
-    log = None if folder is None else ProgressLog(folder.path / PROGRESS)
+    if TransitionRecorder.fits(observation_space, action_space, config.total_timesteps):
+        recorder = TransitionRecorder(observation_space, action_space, config.total_timesteps)
+    log = None if folder is None else folder.progress_log()
     reports: list[dict[str, float]] = []
 
     def on_report(report: dict[str, float]) -> None:
@@ -230,33 +208,34 @@ def _explore(
 
     def on_checkpoint(timesteps: int) -> None:
         if folder is not None:
-            folder.save_models(model, reward_model, f"checkpoints/{timesteps}")
+            folder.save_models(model, reward_model, timesteps)
 
     callback = ExplorationCallback(
-        total_timesteps,
+        config.total_timesteps,
         coverage=coverage,
         recorder=recorder,
         on_report=on_report,
-        checkpoint_freq=checkpoint_freq,
+        checkpoint_freq=config.checkpoint_freq,
         on_checkpoint=on_checkpoint,
         progress_bar=progress_bar,
     )
     train(
         model,
-        total_timesteps,
-        callback,
+        config.total_timesteps,
+        [callback],
+        user_callback,
         folder=folder,
         log=log,
-        log_interval=1 if config["algo"] == "ppo" else 5 * config["n_envs"],
+        log_interval=1 if config.algo == "ppo" else 5 * config.n_envs,
         reward_model=reward_model,
         on_interrupt=callback.finish,
     )
-    summary = _summarize(config, model, callback, coverage)
     policy, gaussian = None, None
-    if config["policy_steps"] and recorder is not None and can_clone(observation_space, action_space):
+    if config.policy_steps and recorder is not None and can_clone(observation_space, action_space):
         policy, gaussian = clone_agent(
-            model, recorder.arrays(), config["policy_steps"], seed=config["seed"], progress_bar=progress_bar
+            model, recorder.arrays(), config.policy_steps, seed=config.seed, progress_bar=progress_bar
         )
+    summary = _summarize(config, model, coverage, callback.seconds, time.perf_counter() - start)
     if folder is not None:
         folder.save_models(model, reward_model)
         if policy is not None:
@@ -269,23 +248,30 @@ def _explore(
 
 
 def _summarize(
-    config: dict[str, Any], model: BaseAlgorithm, callback: ExplorationCallback, coverage: StateCoverage | BinCoverage | None
+    config: PretrainConfig,
+    model: BaseAlgorithm,
+    coverage: StateCoverage | BinCoverage | None,
+    seconds: float,
+    total_seconds: float,
 ) -> dict[str, Any]:
-    keys = ("command", "env_id", "algo", "reward", "seed", "n_envs")
+    keys = ("env_id", "algo", "reward", "seed", "n_envs")
     return {
-        **{key: config[key] for key in keys},
+        "command": "pretrain",
+        **{key: getattr(config, key) for key in keys},
         "timesteps": model.num_timesteps,
-        "seconds": round(callback.seconds, 2),
-        "steps_per_second": round(model.num_timesteps / max(callback.seconds, 1e-9), 1),
+        "seconds": round(seconds, 2),
+        "total_seconds": round(total_seconds, 2),
+        "steps_per_second": round(model.num_timesteps / max(seconds, 1e-9), 1),
+        "n_updates": model._n_updates,
         "coverage": None if coverage is None else float(coverage.value),
-        "coverage_of_ceiling": float(coverage.of_ceiling) if isinstance(coverage, StateCoverage) else None,
+        "coverage_of_ceiling": None if coverage is None else coverage.of_ceiling,
         "torch_threads": th.get_num_threads(),
         "peak_memory_mb": peak_memory_mb(),
     }
 
 
 def peak_memory_mb() -> float | None:
-    """Largest resident size of this process so far, None where the system does not say."""
+    """Peak resident memory of this process in MiB, None where the system does not report it."""
     try:
         import resource
         import sys
@@ -297,51 +283,42 @@ def peak_memory_mb() -> float | None:
 
 def _draw(
     folder: RunFolder,
-    config: dict[str, Any],
+    config: PretrainConfig,
     reports: list[dict[str, float]],
     recorder: TransitionRecorder | None,
     reward_model: IntrinsicReward,
     coverage: StateCoverage | BinCoverage | None,
 ) -> None:
-    """The pictures of a run: coverage over time, where it went, what it holds to be novel."""
-    title = f"{config['env_id']}, {config['algo']}, reward {config['reward']}"
+    """Coverage over time, visits, and the intrinsic reward."""
+    if coverage is None:
+        return
+    title = f"{config.env_id}, {config.algo}, reward {config.reward}"
     layout = coverage.layout if isinstance(coverage, StateCoverage) else None
-    if coverage is not None:
-        plot_coverage(
-            [report["timesteps"] for report in reports],
-            [report["coverage"] for report in reports],
-            folder.path / "coverage.png",
-            ceiling=coverage.ceiling if isinstance(coverage, StateCoverage) else None,
-            title=title,
-            ylabel="state coverage" if layout is not None else "visited bins",
-        )
-    if coverage is None or recorder is None:
+    plot_coverage(
+        [report["timesteps"] for report in reports],
+        [report["coverage"] for report in reports],
+        folder.path / "coverage.png",
+        ceiling=coverage.ceiling,
+        title=title,
+        ylabel="state coverage" if layout is not None else "visited bins",
+    )
+    dims = [0, 1] if layout is not None else list(config.coverage_dims or ())[:2]
+    if recorder is None or len(dims) < 2:
         return
     visited = recorder.arrays()
-    dims = [0, 1] if layout is not None else config["coverage_dims"]
-    if len(dims) < 2:
-        return
-    dims = dims[:2]
     labels = ("x", "y") if layout is not None else (f"observation {dims[0]}", f"observation {dims[1]}")
     positions = visited["next_observations"][:, dims]
     plot_visits(positions, folder.path / "visits.png", layout=layout, labels=labels, title=title)
-    if reward_model.needs_actions:
-        shown = _spread(visited["observations"])
-        values = reward_model.reward(shown, _spread(visited["actions"]))
-        plot_reward(lambda _: values, folder.path / "reward.png", positions=shown[:, dims], labels=labels, title=title)
-    elif layout is not None:
-        plot_reward(lambda grid: _shaped(reward_model, grid), folder.path / "reward.png", layout=layout, title=title)
-    else:
-        shown = _spread(visited["next_observations"])
-        values = _shaped(reward_model, shown)
-        plot_reward(lambda _: values, folder.path / "reward.png", positions=shown[:, dims], labels=labels, title=title)
+    picture = folder.path / "reward.png"
+    if layout is not None and not reward_model.needs_actions:
+        plot_reward(lambda grid: transformed_reward(reward_model, grid), picture, layout=layout, title=title)
+        return
+    # A reward that depends on actions belongs to the state in which they were taken.
+    shown = _spread(visited["observations" if reward_model.needs_actions else "next_observations"])
+    values = transformed_reward(reward_model, shown, _spread(visited["actions"]) if reward_model.needs_actions else None)
+    plot_reward(lambda _: values, picture, positions=shown[:, dims], labels=labels, title=title)
 
 
 def _spread(rows: np.ndarray, n_rows: int = 5000) -> np.ndarray:
-    """Transitions evenly spread over time."""
+    """Rows evenly spread over time."""
     return rows[:: max(len(rows) // n_rows, 1)]
-
-
-def _shaped(reward_model: IntrinsicReward, observations: np.ndarray) -> np.ndarray:
-    """What the agent is paid."""
-    return REWARD_TRANSFORMS[getattr(reward_model, "reward_transform", "exp")](reward_model.reward(observations))

@@ -1,33 +1,21 @@
-"""What all long runs share: settings that can be written down, logs, and what is kept when they are stopped."""
+"""The training loop of recipes: logs, and checkpoints of interrupted runs."""
 
-import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_exdm.rewards.base import IntrinsicReward
-from sb3_exdm.runs.folder import ProgressLog, RunFolder, RunInterrupted
-
-
-def check_plain(config: dict[str, Any]) -> None:
-    """
-    :param config: configuration of a run, with arguments of the user among it under names that end in ``_kwargs``
-    :raises ValueError: if it cannot be written down as JSON
-    """
-    try:
-        json.dumps(config)
-    except TypeError as error:
-        names = ", ".join(key for key in config if key.endswith("_kwargs"))
-        raise ValueError(f"{names} must be plain data: {error}.") from None
+from sb3_exdm.runs.folder import TENSORBOARD, ProgressLog, RunFolder, RunInterrupted
 
 
 def train(
     model: BaseAlgorithm,
     total_timesteps: int,
-    callback: BaseCallback | list[BaseCallback],
+    callbacks: Sequence[BaseCallback],
+    user_callback: MaybeCallback,
     *,
     folder: RunFolder | None,
     log: ProgressLog | None,
@@ -38,29 +26,37 @@ def train(
     """
     Train, with TensorBoard logs in the run folder.
 
-    :param model: the agent
+    :param model: model
     :param total_timesteps: number of steps, over all environments together
-    :param callback: for ``model.learn``
+    :param callbacks: callbacks of the recipe
+    :param user_callback: callback, or list of callbacks, of the user, called after those of the recipe
     :param folder: run folder, None for a run that writes nothing
-    :param log: is closed at the end
-    :param log_interval: see ``model.learn``
-    :param reward_model: kept beside the agent
-    :param on_interrupt: called when stopped from the keyboard, before anything is kept
-    :raises RunInterrupted: if stopped from the keyboard; what was learned is kept in the run folder
+    :param log: progress log, closed at the end
+    :param log_interval: argument of ``model.learn``
+    :param reward_model: model of the intrinsic reward, saved with the agent when the run is interrupted
+    :param on_interrupt: called when stopped from the keyboard, before anything is saved
+    :raises RunInterrupted: if stopped from the keyboard; a checkpoint is in the run folder
     """
-    logs_to = (None, []) if folder is None else (str(folder.path / "tensorboard"), ["tensorboard"])
-    model.set_logger(configure(*logs_to))
+    # An empty list of formats keeps SB3's logger silent.
+    model.set_logger(configure(None, []) if folder is None else configure(str(folder.path / TENSORBOARD), ["tensorboard"]))
     try:
-        model.learn(total_timesteps, callback=callback, log_interval=log_interval)
+        model.learn(total_timesteps, callback=[*callbacks, *_as_list(user_callback)], log_interval=log_interval)
     except KeyboardInterrupt:
         if on_interrupt is not None:
             on_interrupt()
-        kept = "nothing was kept, as no output folder was given"
+        kept = "nothing was saved, because no output folder was given"
         if folder is not None:
-            checkpoint = f"checkpoints/{model.num_timesteps}"
-            folder.save_models(model, reward_model, checkpoint)
-            kept = f"the agent is kept in {folder.path / checkpoint}"
+            folder.save_models(model, reward_model, model.num_timesteps)
+            kept = f"the agent is saved in {folder.path}, checkpoint {model.num_timesteps}"
         raise RunInterrupted(f"Interrupted after {model.num_timesteps} of {total_timesteps} steps; {kept}.") from None
     finally:
         if log is not None:
             log.close()
+
+
+def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
+    if callback is None:
+        return []
+    if isinstance(callback, (list, CallbackList)):
+        return list(callback.callbacks if isinstance(callback, CallbackList) else callback)
+    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]

@@ -1,26 +1,25 @@
-"""Moving pictures of an agent."""
+"""Videos of agents."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.common.serialization import atomic_path
 from sb3_exdm.common.validation import check_integers
-from sb3_exdm.policies.diffusion_actor import DiffusionActor
-from sb3_exdm.recipes.evaluation import open_agent
+from sb3_exdm.recipes.evaluation import Agent, open_agent
+from sb3_exdm.runs.envs import EnvLike
 
 SUFFIXES = (".mp4", ".gif")
 
 
 def record_video(
-    agent: str | Path | BaseAlgorithm | DiffusionActor,
+    agent: Agent,
     path: str | Path,
-    env_id: str | None = None,
+    env: EnvLike | None = None,
     n_episodes: int = 1,
     *,
     seed: int = 0,
@@ -29,37 +28,39 @@ def record_video(
     device: str = "auto",
 ) -> Path:
     """
-    Film an agent.
+    Record a video of an agent.
 
     :param agent: run folder, file of a diffusion policy, or an agent in memory
     :param path: video to write, ``.mp4`` or ``.gif``
-    :param env_id: id of the environment, by default that of the run folder
+    :param env: id, spec, environment class, or function that returns an environment; by default that of the run folder
     :param n_episodes: number of episodes
     :param seed: seed of the environment
     :param deterministic: whether the agent acts deterministically
     :param env_kwargs: arguments of the environment, by default those of the run folder
     :param device: PyTorch device
     :return: ``path``
-    :raises ValueError: for arguments out of range, or an environment that draws no pictures
+    :raises ValueError: for arguments out of range, or an environment that cannot be rendered
     :raises ImportError: if the extra ``video`` is not installed, or there is no OpenGL that the environment needs
     :raises ArtifactError: if the folder or file cannot be used
     """
     check_integers(n_episodes=(n_episodes, 1), seed=(seed, 0))
     path = check_video(path)
-    player, env, env_id = open_agent(agent, env_id, 1, seed, env_kwargs, device, render_mode="rgb_array")
+    player, source, vec_env = open_agent(agent, env, 1, seed, env_kwargs, device, render_mode="rgb_array")
     try:
-        frames_per_second = env.get_attr("metadata")[0].get("render_fps", 30)
-        _write(path, _frames(player, env, env_id, n_episodes, deterministic), frames_per_second)
+        frames_per_second = vec_env.get_attr("metadata")[0].get("render_fps", 30)
+        _write(path, _frames(player, vec_env, source.id, n_episodes, deterministic), frames_per_second)
     finally:
-        env.close()
+        vec_env.close()
     return path
 
 
 def check_video(path: str | Path) -> Path:
     """
-    :param path: of a video
-    :raises ValueError: for a kind of file that cannot be written
-    :raises ImportError: if what writes videos is not installed
+    Check that a video can be written.
+
+    :param path: file of the video
+    :raises ValueError: for an unsupported file format
+    :raises ImportError: if the extra ``video`` is not installed
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -75,7 +76,7 @@ def check_video(path: str | Path) -> Path:
 
 
 def _frames(player: PolicyPredictor, env: VecEnv, env_id: str, n_episodes: int, deterministic: bool) -> Iterator[np.ndarray]:
-    """What is seen before every step, uint8 ``(height, width, 3)``."""
+    """Images before every step, uint8 ``(height, width, 3)``."""
     if isinstance(env, VecNormalize):
         env.training, env.norm_reward = False, False
     observations: Any = env.reset()
@@ -83,7 +84,7 @@ def _frames(player: PolicyPredictor, env: VecEnv, env_id: str, n_episodes: int, 
     while n_episodes:
         picture = env.get_images()[0]
         if picture is None:
-            raise ValueError(f"{env_id} draws no pictures.")
+            raise ValueError(f"{env_id} cannot be rendered: it returned no image.")
         yield picture
         actions, state = player.predict(observations, state=state, deterministic=deterministic)
         observations, _, dones, _ = env.step(actions)

@@ -1,1 +1,9 @@
-"""Intrinsic rewards."""
+"""Intrinsic rewards. Importing the package registers those of the library."""
+
+from sb3_exdm.rewards import apt, count, exdm_paper, rnd, score, zero
+from sb3_exdm.rewards.registry import REWARDS, load_reward, make_reward, register_reward
+
+__all__ = [
+    *("REWARDS", "load_reward", "make_reward", "register_reward"),
+    *("apt", "count", "exdm_paper", "rnd", "score", "zero"),
+]

@@ -1,34 +1,35 @@
-"""Distance to the nearest of the visited states."""
+"""Distance to the nearest visited states."""
 
-from typing import ClassVar
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
 
+from sb3_exdm.common.validation import check_integers
 from sb3_exdm.rewards.base import FittedReward
+from sb3_exdm.rewards.registry import register_reward
 
 
+@register_reward("apt")
 class APTReward(FittedReward):
     r"""
     Particle-based entropy (APT, Liu & Abbeel 2021, arXiv 2103.04551, eq. 5; RE3, Seo et al. 2021, arXiv 2102.09430):
     :math:`R(s) = \log(1 + \frac1k \sum_{j \in N_k(s)} \|s - s_j\|)` with the k nearest of the reference states. The log
     of that distance estimates :math:`-\frac1d \log p(s)` up to a constant.
 
-    The references are the last ``n_references`` states that :meth:`fit` was given, whitened. As it is given minibatches
-    drawn from everything visited, they are a fresh sample of everything visited, and memory stays bounded. A reference
-    is its own nearest neighbor, at distance zero, as in the authors' code. Before the first fit every score is zero.
+    The references are the last ``n_references`` states that :meth:`fit` was given, whitened: with minibatches from a
+    replay memory, a recent sample of all visited states. A reference is its own nearest neighbor, at distance zero, as in
+    the authors' code. Before the first fit every score is zero.
 
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space; images are compared through
         a fixed random projection, as in RE3
     :param action_space: not used
     :param n_references: number of reference states
-    :param n_neighbors: k, the number of neighbors to average over
-    :param batch_size: minibatch of :meth:`fit`
-    :param seed: seed of the minibatches
-    :param device: PyTorch device
+    :param n_neighbors: number k of neighbors to average over
+    :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
 
-    name: ClassVar[str] = "apt"
+    name = "apt"
     references: th.Tensor
     n_fitted: th.Tensor
 
@@ -39,21 +40,12 @@ class APTReward(FittedReward):
         *,
         n_references: int = 1024,
         n_neighbors: int = 12,
-        batch_size: int = 256,
-        seed: int | None = None,
-        device: th.device | str = "auto",
+        **kwargs: Any,
     ) -> None:
-        if not 1 <= n_neighbors <= n_references:
-            raise ValueError(f"Need 1 <= n_neighbors <= n_references, got {n_neighbors} and {n_references}.")
-        super().__init__(
-            observation_space,
-            action_space,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            n_references=n_references,
-            n_neighbors=n_neighbors,
-        )
+        check_integers(n_references=(n_references, 1), n_neighbors=(n_neighbors, 1))
+        if n_neighbors > n_references:
+            raise ValueError(f"n_neighbors must be at most n_references = {n_references}, got {n_neighbors}.")
+        super().__init__(observation_space, action_space, **kwargs)
         self.n_neighbors = n_neighbors
         self.register_buffer("references", th.zeros(n_references, self.observation_dim, device=self.device))
         self.register_buffer("n_fitted", th.zeros((), dtype=th.int64))
@@ -70,7 +62,7 @@ class APTReward(FittedReward):
         references = self.references[: int(self.n_fitted)]
         if len(references) == 0:
             return th.zeros(len(observations), device=self.device)
-        # The faster product form loses the small distances to round-off, and they are the ones that count.
+        # The faster product form loses small distances to round-off.
         distances = th.cdist(observations, references, compute_mode="donot_use_mm_for_euclid_dist")
         k = min(self.n_neighbors, len(references))
         nearest = distances.topk(k, dim=1, largest=False, sorted=False).values  # (batch, k)

@@ -1,11 +1,13 @@
-"""What an intrinsic reward is, and the part that all of them share."""
+"""Protocol of intrinsic rewards, and the base class that implements what they share."""
 
+import functools
+import inspect
 import json
 import secrets
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch as th
@@ -14,8 +16,9 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_exdm.common.running_moments import RunningMoments
-from sb3_exdm.common.serialization import load_tree, save_tree, space_from_json, space_to_json
+from sb3_exdm.common.serialization import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
 from sb3_exdm.common.spaces import SpaceEncoder
+from sb3_exdm.common.validation import check_kwargs
 
 SelfReward = TypeVar("SelfReward", bound="FittedReward")
 
@@ -24,54 +27,120 @@ REWARD_TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "identity": lambda reward: reward,
 }
 """
-What the agent is paid for a standardized reward. If the score is an affine function of -log p(s), as a variational
-bound is, then ``exp`` pays a power of 1 / p(s): steep where little was visited, and never negative, so that an agent
-is not paid for ending its episodes.
+Transforms of the standardized reward, by name. ``"exp"`` is never negative, so that an agent gains nothing by ending an
+episode. For a score that is affine in -log p(s), as a variational bound is, it is a power of 1 / p(s).
 """
 
-
 SCORE_CHUNK = 4096
-"""States that are scored at once, which bounds the memory whatever their number."""
+"""Largest number of states that are scored at once, to bound the memory."""
+FILE_KIND = "intrinsic reward"
 
 
 @runtime_checkable
 class IntrinsicReward(Protocol):
     """
-    How novel a state is. :meth:`fit` learns and is the only method that changes anything; :meth:`score` and
-    :meth:`reward` are pure. Arrays have one row per state and follow the space given at construction.
+    Novelty of states, learned from visited ones. Only :meth:`fit` changes anything; :meth:`score` and :meth:`reward` are
+    pure. The first axis of all arrays is the batch; the others follow the spaces.
     """
 
+    observation_space: spaces.Space
+    action_space: spaces.Space | None
+    """May be None unless ``needs_actions``."""
     needs_actions: bool
+    """Score actions and the states in which they are taken, instead of the states that were reached."""
+    reward_transform: str
+    """Name of the default transform in :data:`REWARD_TRANSFORMS`."""
+
+    @property
+    def fitted(self) -> bool:
+        """True after the first call of :meth:`fit`."""
 
     def fit(self, observations: Any, actions: Any = None, gradient_steps: int = 1) -> dict[str, float]:
-        """Learn from visited states and return what to log."""
+        """Learn from visited states; return metrics to log."""
 
     def score(self, observations: Any, actions: Any = None) -> np.ndarray:
-        """Raw novelty, ``(n,)``: the larger, the less visited."""
+        """Raw novelty ``(n,)``, larger where less was visited."""
 
     def reward(self, observations: Any, actions: Any = None) -> np.ndarray:
-        """Standardized novelty, ``(n,)``: about zero mean and unit variance over the states seen so far."""
+        """Standardized novelty ``(n,)``: about zero mean and unit variance over the visited states."""
 
     def save(self, path: str | Path) -> None:
         """Write everything learned to one file."""
 
 
-class FittedReward(nn.Module):
+def transformed_reward(
+    model: IntrinsicReward, observations: Any, actions: Any = None, reward_transform: str | None = None
+) -> np.ndarray:
     """
-    Base class of the rewards of this package: encodes and whitens observations, draws minibatches, standardizes scores,
-    saves and loads. A reward adds :meth:`_fit_batch` and :meth:`_score_batch`.
+    Compute the intrinsic reward that an agent gets, before it is weighted. Until the first fit every state gets the reward of
+    average novelty.
+
+    :param model: model of the intrinsic reward
+    :param observations: ``(n, *observation_space.shape)``
+    :param actions: ``(n, *action_space.shape)``, only if ``model.needs_actions``
+    :param reward_transform: a name in :data:`REWARD_TRANSFORMS`; None for the default of the model
+    :return: ``(n,)``
+    """
+    standardized = model.reward(observations, actions)
+    if not model.fitted:
+        standardized = np.zeros_like(standardized)
+    return REWARD_TRANSFORMS[reward_transform or model.reward_transform](standardized)
+
+
+class FittedReward(nn.Module, ABC):
+    """
+    Base class of intrinsic rewards: encodes and whitens observations, draws minibatches, standardizes scores, saves and
+    loads. A subclass has a ``name`` and implements :meth:`_fit_batch` and :meth:`_score_batch`; with
+    :func:`~sb3_exdm.rewards.registry.register_reward` it is available by its name:
+
+    >>> from gymnasium import spaces
+    >>> from sb3_exdm import REWARDS, FittedReward, make_reward, register_reward
+    >>> @register_reward("distance")
+    ... class DistanceReward(FittedReward):
+    ...     '''Distance from the mean of the visited states, in standard deviations.'''
+    ...     name = "distance"
+    ...     def _fit_batch(self, observations, actions):
+    ...         return {}
+    ...     def _score_batch(self, observations, actions):
+    ...         return observations.norm(dim=1)
+    >>> reward = make_reward("distance", spaces.Box(-1, 1, (1,)))
+    >>> reward.fit([[-1.0], [1.0]])
+    {}
+    >>> reward.score([[0.0], [1.0]]).tolist()
+    [0.0, 1.0]
+    >>> REWARDS.unregister("distance")
+
+    A constructor of its own takes the spaces, further arguments that are plain data, and ``**kwargs`` for those below. The
+    arguments are recorded and saved. Tensors that are learned belong into parameters or buffers, everything else that is
+    learned into :meth:`_extra_state`.
 
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
     :param action_space: needed if ``needs_actions``
     :param batch_size: size of the minibatches that :meth:`fit` draws
     :param seed: seed of everything random in the model
-    :param device: PyTorch device, ``"auto"`` for CUDA where there is one
+    :param device: PyTorch device, ``"auto"`` for CUDA where available
     """
 
-    name: ClassVar[str]
-    reward_transform: ClassVar[str] = "exp"
-    """The entry of :data:`REWARD_TRANSFORMS` that suits the reward, used where none is asked for."""
+    name: str
+    """Name in the registry and in saved files."""
+    reward_transform: str = "exp"
     needs_actions: bool = False
+    _constructor_kwargs: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the constructor record its arguments, for :meth:`save`."""
+        super().__init_subclass__(**kwargs)
+        constructor: Any = cls.__init__
+        signature = inspect.signature(constructor)
+
+        @functools.wraps(constructor)
+        def recording_constructor(self: FittedReward, *args: Any, **kwargs: Any) -> None:
+            # The outermost constructor is called first, and its arguments are the ones to save.
+            if "_constructor_kwargs" not in self.__dict__:
+                self._constructor_kwargs = _settings(signature.bind(self, *args, **kwargs))
+            constructor(self, *args, **kwargs)
+
+        cls.__init__ = recording_constructor  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -81,19 +150,17 @@ class FittedReward(nn.Module):
         batch_size: int = 256,
         seed: int | None = None,
         device: th.device | str = "auto",
-        **constructor_kwargs: Any,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if self.needs_actions and action_space is None:
-            raise ValueError(f"The reward {self.name!r} scores actions: pass action_space.")
+            raise ValueError(f"The reward {self.name!r} depends on actions: pass action_space.")
         self.observation_space = observation_space
         self.action_space = action_space
         self.batch_size = batch_size
         self.seed = secrets.randbits(32) if seed is None else int(seed)
         self.device = get_device(device)
-        self._constructor_kwargs = {"batch_size": batch_size, "seed": self.seed, **constructor_kwargs}
         self._encode_observations = SpaceEncoder(observation_space)
         self.observation_dim = self._encode_observations.dim
         self.whitening = RunningMoments(self.observation_dim, device=self.device)
@@ -107,22 +174,27 @@ class FittedReward(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether :meth:`fit` was ever called; before, scores mean nothing."""
+        """True after the first call of :meth:`fit`; scores mean nothing before."""
         return self.whitening.n_batches.item() > 0
 
-    # What a reward implements -----------------------------------------------------------------------------------------
+    # Implemented by subclasses ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
-        """One update on a minibatch of whitened observations ``(batch, observation_dim)``; returns what to log."""
+        """
+        Update on a minibatch and return metrics to log.
+
+        :param observations: encoded and whitened observations, ``(batch, observation_dim)``
+        :param actions: encoded and whitened actions, ``(batch, action_dim)``; None unless ``needs_actions``
+        """
 
     @abstractmethod
     def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
-        """Scores ``(batch,)`` of whitened observations ``(batch, observation_dim)``."""
+        """Compute scores ``(batch,)``, larger where less was visited; the parameters are those of :meth:`_fit_batch`."""
 
-    # What its users call ----------------------------------------------------------------------------------------------
+    # Called by users --------------------------------------------------------------------------------------------------
 
-    @th.enable_grad()  # environments are stepped without gradients by some algorithms, by ARS for one
+    @th.enable_grad()  # some algorithms, ARS for one, step environments without gradients
     def fit(self, observations: Any, actions: Any = None, gradient_steps: int = 1) -> dict[str, float]:
         """
         Update the whitening with the given states, then take gradient steps, each on a minibatch of ``batch_size``
@@ -131,7 +203,7 @@ class FittedReward(nn.Module):
         :param observations: ``(n, *observation_space.shape)``
         :param actions: ``(n, *action_space.shape)``, only if ``needs_actions``
         :param gradient_steps: number of minibatches
-        :return: what to log, averaged over the gradient steps
+        :return: metrics to log, averaged over the gradient steps
         """
         if gradient_steps < 0:
             raise ValueError(f"gradient_steps must not be negative, got {gradient_steps}.")
@@ -147,12 +219,12 @@ class FittedReward(nn.Module):
         for _ in range(gradient_steps):
             batch, batch_actions = states, acts
             if len(states) > self.batch_size:
-                rows = th.randint(len(states), (self.batch_size,), generator=self.generator, device=self.device)
-                batch = states[rows]
-                batch_actions = None if acts is None else acts[rows]
+                drawn = th.randint(len(states), (self.batch_size,), generator=self.generator, device=self.device)
+                batch = states[drawn]
+                batch_actions = None if acts is None else acts[drawn]
             for key, value in self._fit_batch(batch, batch_actions).items():
                 totals[key] = totals.get(key, 0.0) + value / gradient_steps
-        # Of single steps, which change little, every fourth is enough; and of many states a part.
+        # A single step changes the score little: measure it at every fourth only, and on a part of many states.
         if gradient_steps != 1 or self.whitening.n_batches.item() % 4 == 1:
             probe = slice(None, None, max(len(states) // 128, 1))
             with th.no_grad():
@@ -163,10 +235,8 @@ class FittedReward(nn.Module):
     @th.no_grad()
     def score(self, observations: Any, actions: Any = None) -> np.ndarray:
         """
-        Raw novelty of each state; changes nothing.
+        Compute the raw novelty of states; changes nothing. The parameters are those of :meth:`fit`.
 
-        :param observations: ``(n, *observation_space.shape)``
-        :param actions: ``(n, *action_space.shape)``, only if ``needs_actions``
         :return: ``(n,)`` float32, larger where less was visited
         """
         states, acts = self._to_tensors(observations, actions)
@@ -185,12 +255,9 @@ class FittedReward(nn.Module):
 
     def reward(self, observations: Any, actions: Any = None) -> np.ndarray:
         """
-        Standardized novelty of each state, with the mean and standard deviation of the score over the states fitted so
-        far; changes nothing.
+        Compute the standardized novelty of states; changes nothing. The parameters are those of :meth:`fit`.
 
-        :param observations: ``(n, *observation_space.shape)``
-        :param actions: ``(n, *action_space.shape)``, only if ``needs_actions``
-        :return: ``(n,)`` float32
+        :return: ``(score - mean) / std`` with the running moments of the score over the fitted states, ``(n,)`` float32
         """
         mean, std = self.score_moments.mean.item(), self.score_moments.std.item()
         return (self.score(observations, actions) - mean) / std
@@ -200,14 +267,14 @@ class FittedReward(nn.Module):
         if not self.needs_actions:
             return states, None
         if actions is None:
-            raise ValueError(f"The reward {self.name!r} scores actions: pass them beside the observations.")
+            raise ValueError(f"The reward {self.name!r} depends on actions: pass them beside the observations.")
         acts = th.as_tensor(self._encode_actions(actions), device=self.device)
         if len(acts) != len(states):
             raise ValueError(f"Got {len(states)} observations but {len(acts)} actions.")
         return states, acts
 
     def _whiten(self, states: th.Tensor) -> th.Tensor:
-        # A state twenty deviations away is as novel as can be; further out, a network only extrapolates.
+        # Twenty deviations from the mean is as novel as it gets; beyond, a network only extrapolates.
         return self.whitening.standardize(states).clamp_(-20.0, 20.0)
 
     # Saving -----------------------------------------------------------------------------------------------------------
@@ -225,19 +292,7 @@ class FittedReward(nn.Module):
 
         :param path: the file
         """
-        header = {
-            "reward": self.name,
-            "observation_space": space_to_json(self.observation_space),
-            "action_space": None if self.action_space is None else space_to_json(self.action_space),
-            "kwargs": self._constructor_kwargs,
-        }
-        state = {
-            "header": json.dumps(header),
-            "weights": dict(self.state_dict()),
-            "generator": self.generator.get_state(),
-            "extra": self._extra_state(),
-        }
-        save_tree(path, state, kind="intrinsic reward")
+        save_tree(path, self.to_tree(), kind=FILE_KIND)
 
     @classmethod
     def load(cls: type[SelfReward], path: str | Path, device: th.device | str = "auto") -> SelfReward:
@@ -246,15 +301,51 @@ class FittedReward(nn.Module):
 
         :param path: the file
         :param device: PyTorch device
-        :return: the model, which goes on exactly where the saved one stopped
+        :return: the model, which continues exactly where the saved one stopped
         """
-        state = load_tree(path, kind="intrinsic reward")
-        header = json.loads(state["header"])
+        return cls.from_tree(load_tree(path, kind=FILE_KIND), device)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return the content of the file that :meth:`save` writes."""
+        header = {
+            "reward": self.name,
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": None if self.action_space is None else space_to_json(self.action_space),
+            "kwargs": {**self._constructor_kwargs, "batch_size": self.batch_size, "seed": self.seed},
+        }
+        return {
+            "header": json.dumps(header),
+            "weights": dict(self.state_dict()),
+            "generator": self.generator.get_state(),
+            "extra": self._extra_state(),
+        }
+
+    @classmethod
+    def from_tree(cls: type[SelfReward], tree: dict[str, Any], device: th.device | str = "auto") -> SelfReward:
+        """Build a model from what :meth:`to_tree` returned."""
+        header = json.loads(tree["header"])
         if header["reward"] != cls.name:
-            raise ValueError(f"{path} holds the reward {header['reward']!r}, not {cls.name!r}; use sb3_exdm.load_reward.")
+            raise ArtifactError(f"The file holds the reward {header['reward']!r}, not {cls.name!r}; use sb3_exdm.load_reward.")
         action_space = None if header["action_space"] is None else space_from_json(header["action_space"])
+        check_kwargs(cls, header["kwargs"], "The file of the reward")
         model = cls(space_from_json(header["observation_space"]), action_space, device=device, **header["kwargs"])
-        model.load_state_dict(state["weights"])
-        model.generator.set_state(state["generator"].cpu())
-        model._load_extra_state(state["extra"])
+        try:
+            model.load_state_dict(tree["weights"])
+        except RuntimeError as error:
+            raise ArtifactError(f"The file was written by another version of {cls.__qualname__}: {error}") from None
+        saved = tree["generator"].cpu()
+        if len(saved) == len(model.generator.get_state()):  # not if it was saved on another kind of device
+            model.generator.set_state(saved)
+        model._load_extra_state(tree["extra"])
         return model
+
+
+def _settings(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Arguments of a constructor but for spaces and device, with defaults."""
+    bound.apply_defaults()
+    parameters = bound.signature.parameters
+    left_out = {"self", "observation_space", "action_space", "device"}
+    left_out |= {
+        name for name, parameter in parameters.items() if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    return {name: value for name, value in {**bound.arguments, **bound.kwargs}.items() if name not in left_out}

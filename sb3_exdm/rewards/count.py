@@ -1,41 +1,40 @@
-"""Counting visits: what every learned novelty approximates."""
+"""Count-based bonus: an upper reference for learned rewards in few dimensions."""
 
 import math
-from typing import ClassVar
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_exdm.common.validation import check_choice
 from sb3_exdm.rewards.base import FittedReward
+from sb3_exdm.rewards.registry import register_reward
 
 
+@register_reward("count")
 class CountReward(FittedReward):
     r"""
-    Counts the visits of cells of the observation space (Bellemare et al. 2016, arXiv 1606.01868; Tang et al. 2017,
-    arXiv 1611.04717): the oracle of low-dimensional tasks, useless in high dimensions, where no cell is visited twice.
+    Count-based bonus over cells of the observation space (Bellemare et al. 2016, arXiv 1606.01868; Tang et al. 2017,
+    arXiv 1611.04717): an upper reference in few dimensions, useless in many, where no cell is visited twice.
 
-    :meth:`fit` is given minibatches drawn from everything visited, so a count :math:`n` is not the number of visits but
-    an estimate of the density of visits, up to a factor that is the same for all cells. Older minibatches are forgotten
-    exponentially, so that the estimate follows what the replay memory holds now.
+    :meth:`fit` is given minibatches drawn from all visited states, so a count :math:`n` estimates the density of visits
+    up to a factor that all cells share. Older minibatches are forgotten exponentially, to follow the replay memory.
 
-    A dimension with finite bounds is cut into ``1 / bin_width`` cells. Any other is cut into cells of ``bin_width``
-    times four standard deviations; the counts start over when its standard deviation has moved by more than a factor
-    of two, since the cells have lost their meaning then.
+    A dimension with finite bounds has ``1 / bin_width`` cells. In any other a cell is ``bin_width`` times four standard
+    deviations wide; the counts start over when a standard deviation has changed by more than a factor of two.
 
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
     :param action_space: not used
-    :param bin_width: side of a cell as share of the range of each dimension
+    :param bin_width: side of a cell as share of the range of each dimension, in (0, 1]
     :param bonus: ``"log"`` for :math:`-\log((n + 1) / (N + 1))` with the sum of all counts N, or ``"inverse_sqrt"`` for
         :math:`1 / \sqrt{n + 1}`
-    :param forgetting: share of every count that is lost with each minibatch
-    :param n_slots: number of counters, a power of two. Cells share counters (by a hash) if there are more cells
-    :param batch_size: minibatch of :meth:`fit`
-    :param seed: seed of the minibatches
-    :param device: PyTorch device
+    :param forgetting: share of every count that is subtracted with each minibatch, in [0, 1)
+    :param n_slots: number of counters, a power of two; cells share them by a hash if there are more cells
+    :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
 
-    name: ClassVar[str] = "count"
+    name = "count"
     counts: th.Tensor
     scale: th.Tensor
 
@@ -45,37 +44,24 @@ class CountReward(FittedReward):
         action_space: spaces.Space | None = None,
         *,
         bin_width: float = 0.02,
-        bonus: str = "log",
+        bonus: Literal["log", "inverse_sqrt"] = "log",
         forgetting: float = 1e-3,
         n_slots: int = 2**17,
-        batch_size: int = 256,
-        seed: int | None = None,
-        device: th.device | str = "auto",
+        **kwargs: Any,
     ) -> None:
         if not 0.0 < bin_width <= 1.0:
             raise ValueError(f"bin_width is a share of the range and must be in (0, 1], got {bin_width}.")
-        if bonus not in ("log", "inverse_sqrt"):
-            raise ValueError(f"bonus must be 'log' or 'inverse_sqrt', got {bonus!r}.")
+        check_choice("bonus", bonus, ("log", "inverse_sqrt"))
         if not 0.0 <= forgetting < 1.0:
             raise ValueError(f"forgetting must be in [0, 1), got {forgetting}.")
         if n_slots < 2 or n_slots & (n_slots - 1):
             raise ValueError(f"n_slots must be a power of two, got {n_slots}.")
-        super().__init__(
-            observation_space,
-            action_space,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            bin_width=bin_width,
-            bonus=bonus,
-            forgetting=forgetting,
-            n_slots=n_slots,
-        )
+        super().__init__(observation_space, action_space, **kwargs)
         self.bin_width = bin_width
         self.bonus = bonus
         self.forgetting = forgetting
         low, high = self._encode_observations.bounds
-        # Bounds like those of float32 bound nothing.
+        # The bounds of float32 count as none.
         bounded = high - low < 1e6
         self._low = th.as_tensor(np.where(bounded, low, 0.0), device=self.device)
         self._unbounded = th.as_tensor(~bounded, device=self.device)
@@ -85,7 +71,7 @@ class CountReward(FittedReward):
         self._cells_per_dim = math.ceil(1.0 / bin_width - 1e-9)
         self._shift = 0
         if bounded.all() and self.observation_dim * math.log(self._cells_per_dim) <= math.log(n_slots):
-            # Every cell has a counter of its own.
+            # One counter per cell.
             self._factors = self._cells_per_dim ** th.arange(self.observation_dim, device=self.device)
         else:
             # Multiply-shift hashing (Dietzfelbinger et al. 1997): odd factors, arithmetic modulo 2^64, the highest bits.
@@ -94,7 +80,7 @@ class CountReward(FittedReward):
             self._factors = th.as_tensor(factors, device=self.device)
 
     def _whiten(self, states: th.Tensor) -> th.Tensor:
-        return states  # cells are cut in the observation space itself
+        return states  # cells lie in the observation space itself
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
         self._follow_scale()
@@ -110,13 +96,13 @@ class CountReward(FittedReward):
         return self.counts.sum().log1p() - counts.log1p()
 
     def _slots(self, observations: th.Tensor) -> th.Tensor:
-        """Counter of each state, ``(batch,)``."""
+        """Index of the counter of each state, ``(batch,)``."""
         cells = ((observations.double() - self._low) / (self.scale * self.bin_width)).floor().long()  # (batch, dim)
         if self._shift == 0:
-            cells = cells.clamp(0, self._cells_per_dim - 1)  # the rim belongs to the inner cell
+            cells = cells.clamp(0, self._cells_per_dim - 1)  # the upper bound belongs to the last cell
             return (cells * self._factors).sum(dim=1)
         keys = (cells * self._factors).sum(dim=1)
-        return (keys >> self._shift) & (len(self.counts) - 1)  # the mask clears the sign that the shift has copied
+        return (keys >> self._shift) & (len(self.counts) - 1)  # the mask clears the copied sign bit
 
     def _follow_scale(self) -> None:
         if not self._unbounded.any():

@@ -1,4 +1,4 @@
-"""The denoising error of a fixed bank of noises, computed with few and large operations."""
+"""Denoising error for fixed noises, computed with few and large operations."""
 
 import math
 
@@ -10,18 +10,17 @@ from sb3_exdm.diffusion import NoisePredictor
 
 class DenoisingError:
     r"""
-    Mean of :math:`\|\hat\epsilon(\alpha_j x + \sigma_j \epsilon_j) - \epsilon_j\|^2` over the noises j of a bank, for a
-    network that does not change.
+    Mean of :math:`\|\hat\epsilon(\alpha_j x + \sigma_j \epsilon_j) - \epsilon_j\|^2` over fixed noises j, for a network
+    that does not change.
 
-    As the bank is the same for every state, all that precedes the first nonlinearity is an affine map of the state alone: it
-    is multiplied out once, for all noises together. Single states, as wrappers score them, are then four times as fast, since
-    the time goes into the number of operations; batches up to twice as fast. With the network's parametrization
-    :math:`\hat\epsilon = \sigma x_t + \alpha v` the error is :math:`\alpha^2 \|v - (\alpha\epsilon - \sigma x)\|^2`, that
-    of the velocity (Salimans & Ho 2022, arXiv 2202.00512).
+    The noises are the same for all states. All operations before the first nonlinearity are therefore one affine map of the
+    state, computed once for all noises together: four times as fast for single states, as wrappers score them, up to twice
+    as fast for batches. With the network's parametrization :math:`\hat\epsilon = \sigma x_t + \alpha v` the error is
+    :math:`\alpha^2 \|v - (\alpha\epsilon - \sigma x)\|^2`, that of the velocity (Salimans & Ho 2022, arXiv 2202.00512).
 
     The object holds views of the network's weights: build a new one when they have changed.
 
-    :param network: a network of plain layers
+    :param network: network of plain layers
     :param noises: ``(n_levels, n_noises, dim)``
     :param alpha: factor of the data, ``(n_levels,)``
     :param sigma: factor of the noise, ``(n_levels,)``
@@ -55,7 +54,7 @@ class DenoisingError:
         self._hidden = (of_x.unsqueeze(1) * self._alpha).flatten(1)  # (dim, n_noises * hidden)
         self._hidden_0 = (shift @ of_x + levels @ of_levels + layers[0].bias).flatten()
         self._layers = [(layer.weight.T, layer.bias) for layer in layers[1:-1]]
-        # The last layer is made to give v - (alpha noise - sigma x) rather than v.
+        # The last layer outputs v - (alpha noise - sigma x) instead of v.
         self._last = layers[-1].weight.T
         self._sigma = sigma.unsqueeze(1)
         self._rest_0 = layers[-1].bias - self._alpha * noises  # (n_noises, dim)
@@ -63,9 +62,11 @@ class DenoisingError:
 
     def errors(self, x: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
         """
+        Compute the mean denoising error.
+
         :param x: data, ``(batch, dim)``
         :param condition: ``(batch, condition_dim)``
-        :return: mean denoising error, ``(batch,)``
+        :return: ``(batch,)``
         """
         n = len(x)
         phases = (x.unsqueeze(2) * self._frequencies).view(n, 1, self._phase_0.shape[1])

@@ -1,30 +1,32 @@
-"""The reward of ExDM with the estimator of the authors' code: the baseline of ``score``."""
+"""Reward of ExDM with the estimator of the authors' code, the baseline of ``score``."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_exdm.common.validation import check_integers
 from sb3_exdm.diffusion import NoisePredictor, VPSchedule, denoising_error
 from sb3_exdm.rewards.base import FittedReward
+from sb3_exdm.rewards.registry import register_reward
 
 
+@register_reward("exdm-paper")
 class PaperScoreReward(FittedReward):
     r"""
     :math:`R(s) = E_{t,\epsilon}\|\hat\epsilon(s_t, t) - \epsilon\|^2` (ExDM, arXiv 2502.07279, eq. 8) as its authors
-    estimate it: ``n_draws`` fresh pairs of time and noise for every state, times uniform in [1e-3, 1], observations as they
-    come, no averaged weights; the agent is paid the error divided by its running standard deviation, not centerd.
+    estimate it: ``n_draws`` fresh pairs of time and noise for every state, times uniform in [1e-3, 1], observations without
+    whitening, no averaged weights. The reward is the error divided by its running standard deviation, not centered.
 
-    Compare with :class:`~sb3_exdm.rewards.score.ScoreModel`. Fresh draws make the score of a state differ from that of
-    its neighbors by luck, and uniform times spend most evaluations where the noise hides every state alike.
+    Compared with :class:`~sb3_exdm.rewards.score.ScoreModel`, fresh draws add noise to the difference between two states,
+    and uniform times spend most evaluations at noise levels that hide every state alike.
 
-    Scoring must change nothing, so the draws are no draws from a generator that advances: they are a hash of the seed,
-    the number of fits so far and the state. They differ between states and after every fit, like fresh ones, and are the
-    same when the same state is scored again.
+    Scoring is pure: the draws are a hash of the seed, the number of fits and the state. They differ between states and
+    after every fit, like fresh ones, and are the same when a state is scored again.
 
-    The default network is as small as that of ``score``, so that a CPU can run it. The official one is
+    The default network is as small as that of ``score``, for use on a CPU. The official one is
     ``net_arch=(256, 256, 256), residual=True, dropout=0.1, learning_rate=1e-4``; ``n_draws`` was 20 in mazes and for
     hopper, 50 for walker, 10 for quadruped and 1 for jaco.
 
@@ -32,16 +34,14 @@ class PaperScoreReward(FittedReward):
     :param action_space: not used
     :param n_draws: pairs of time and noise per state
     :param net_arch: widths of the hidden layers
-    :param residual: residual blocks instead of plain layers
+    :param residual: use residual blocks instead of plain layers
     :param dropout: dropout probability of the residual blocks while fitting
-    :param learning_rate: of Adam
-    :param batch_size: minibatch of :meth:`fit`
-    :param seed: seed of weights, noise and minibatches
-    :param device: PyTorch device
+    :param learning_rate: learning rate of Adam
+    :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
 
-    name: ClassVar[str] = "exdm-paper"
-    reward_transform: ClassVar[str] = "identity"
+    name = "exdm-paper"
+    reward_transform = "identity"
     n_fits: th.Tensor
 
     def __init__(
@@ -54,27 +54,13 @@ class PaperScoreReward(FittedReward):
         residual: bool = False,
         dropout: float = 0.0,
         learning_rate: float = 5e-3,
-        batch_size: int = 256,
-        seed: int | None = None,
-        device: th.device | str = "auto",
+        **kwargs: Any,
     ) -> None:
-        if n_draws < 1:
-            raise ValueError(f"n_draws must be at least 1, got {n_draws}.")
-        super().__init__(
-            observation_space,
-            action_space,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            n_draws=n_draws,
-            net_arch=list(net_arch),
-            residual=residual,
-            dropout=dropout,
-            learning_rate=learning_rate,
-        )
+        check_integers(n_draws=(n_draws, 1))
+        super().__init__(observation_space, action_space, **kwargs)
         self.n_draws = n_draws
         self.schedule = VPSchedule()
-        with th.random.fork_rng(devices=[]):  # initialization must not disturb the caller's generator
+        with th.random.fork_rng(devices=[]):  # initialization leaves the global generator as it was
             th.manual_seed(self.seed)
             network = NoisePredictor(self.observation_dim, net_arch=net_arch, residual=residual, dropout=dropout)
         self.network = network.to(self.device)
@@ -93,8 +79,8 @@ class PaperScoreReward(FittedReward):
         noise = th.randn(observations.shape, generator=self.generator, device=self.device)
         self.network.train()
         if self._dropout:
+            # Dropout draws from the global generator.
             with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                # Dropout knows only the global generator.
                 th.manual_seed(int(th.randint(2**31, (), generator=self.generator, device=self.device)))
                 loss = self._errors(observations, t, noise).mean()
         else:
@@ -129,13 +115,7 @@ class PaperScoreReward(FittedReward):
         return ((_shift(mixed, 40) + 0.5) / 2**24).view(len(states), self.n_draws, width)
 
     def reward(self, observations: Any, actions: Any = None) -> np.ndarray:
-        """
-        The score divided by its running standard deviation, not centerd; changes nothing.
-
-        :param observations: ``(n, *observation_space.shape)``
-        :param actions: not used
-        :return: ``(n,)`` float32
-        """
+        """Compute ``score / std`` with the running standard deviation of the score, not centered; changes nothing."""
         return self.score(observations, actions) / self.score_moments.std.item()
 
     def _extra_state(self) -> dict[str, Any]:
@@ -150,7 +130,7 @@ _GOLDEN, _MIX_1, _MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF5
 
 
 def _shift(values: th.Tensor, n_bits: int) -> th.Tensor:
-    """Shift to the right that fills with zeros."""
+    """Logical shift to the right."""
     return (values >> n_bits) & (2 ** (64 - n_bits) - 1)
 
 

@@ -1,4 +1,4 @@
-"""The rule that sets the noise levels of the score from the data."""
+"""Noise levels of the score, measured from the data."""
 
 import math
 
@@ -8,22 +8,23 @@ from torch import nn
 
 class NoiseRange(nn.Module):
     r"""
-    Smallest and largest noise ratio :math:`s = \sigma_t / \alpha_t` at which denoising tells rare states from common ones.
+    Smallest and largest noise ratio :math:`s = \sigma_t / \alpha_t` at which denoising distinguishes rare states from common
+    ones.
 
-    Noise far below the distance between neighboring states moves a state nowhere: the error is the noise itself, about
-    the same everywhere. Noise far above the extent of the data hides every state alike. Between the two lies the
-    band, and both ends are properties of the data: in two dimensions neighbors are a few hundredths of the extent
-    apart, in twenty-four about a half. The lower end is therefore ``neighbor_share`` times the median distance to the
-    nearest neighbor among ``n_reference`` states, per square root of the dimension (as noise of ratio s moves a
-    state by :math:`s \sqrt{d}`); the upper end is ``extent`` standard deviations of the whitened data.
+    With noise far below the distance between neighboring states, the error is the noise itself, about the same for all
+    states. Noise far above the extent of the data hides all states alike. Both ends of the range between are properties of
+    the data: in two dimensions neighbors are a few hundredths of the extent apart, in twenty-four about a half. The lower
+    end is ``neighbor_share`` times the median distance to the nearest neighbor among ``n_reference`` states, divided by
+    the square root of the dimension (noise of ratio s moves a state by :math:`s \sqrt{d}`); the upper end is ``extent``
+    standard deviations of the whitened data.
 
-    The same scale sets the sines and cosines that the network sees: the highest frequency resolves the lower end,
+    The sines and cosines in the input of the network have the same scale: the highest frequency resolves the lower end,
     the others follow in octaves.
 
-    :param dim: width of the (whitened) data
-    :param n_reference: states kept to measure the distance between neighbors
-    :param neighbor_share: lower end of the band in units of that distance
-    :param extent: upper end of the band, in standard deviations of the data
+    :param dim: width of the whitened data
+    :param n_reference: number of states kept to measure the distance between neighbors
+    :param neighbor_share: lower end of the range in units of that distance
+    :param extent: upper end of the range, in standard deviations of the data
     :param n_frequencies: number of octaves of sines and cosines
     :param update_interval: minibatches between two measurements
     :param device: PyTorch device
@@ -56,43 +57,43 @@ class NoiseRange(nn.Module):
 
     @property
     def range(self) -> tuple[float, float]:
-        """Smallest and largest noise ratio of the band."""
+        """Smallest and largest noise ratio."""
         return self.low.item(), max(self.extent, 4.0 * self.low.item())
 
     @property
     def frequencies(self) -> th.Tensor:
-        """Angular frequencies ``(n_frequencies,)`` that resolve the lower end of the band."""
+        """Angular frequencies ``(n_frequencies,)`` that resolve the lower end of the range."""
         highest = 0.25 / self.low.item()
         return highest * 0.5 ** th.arange(self.n_frequencies - 1, -1, -1, device=self.reference.device)
 
     @th.no_grad()
     def update(self, batch: th.Tensor) -> bool:
         """
-        Keep a part of the batch as reference states and, every ``update_interval`` batches, measure the band anew.
+        Replace a sixteenth of the reference states by states of the batch and, every ``update_interval`` batches, measure
+        the range anew.
 
         :param batch: whitened data ``(batch, dim)``
-        :return: whether the band has moved
+        :return: True if the range has been measured
         """
-        n_reference = len(self.reference)
-        n_batches = self.n_batches.item()
         share = 16
-        chunk = n_reference // share
-        start = int(n_batches) % share * chunk
-        rows = th.arange(chunk, device=batch.device) * max(len(batch) // chunk, 1) % len(batch)
-        self.reference[start : start + chunk] = batch[rows]
+        chunk = len(self.reference) // share
+        start = int(self.n_batches.item()) % share * chunk
+        indices = th.arange(chunk, device=batch.device) * max(len(batch) // chunk, 1) % len(batch)
+        self.reference[start : start + chunk] = batch[indices]
         self.n_batches += 1
-        first = n_batches + 1 == share
-        if not first and (n_batches + 1) % self.update_interval:
-            return False
-        if n_batches + 1 < share:
+        n_batches = self.n_batches.item()
+        first = n_batches == share
+        if n_batches < share or (not first and n_batches % self.update_interval):
             return False
         self.low.copy_(self._measure() if first else (0.7 * self.low.log() + 0.3 * self._measure().log()).exp())
         return True
 
     def neighbor_distances(self, n_neighbors: int) -> th.Tensor:
         """
+        Compute the mean distance of each reference state to its nearest neighbors.
+
         :param n_neighbors: number of neighbors
-        :return: distance of each reference state to that many others, on average, ``(n_reference,)``
+        :return: ``(n_reference,)``
         """
         distances = th.cdist(self.reference, self.reference)  # (n_reference, n_reference)
         distances.fill_diagonal_(math.inf)
@@ -100,7 +101,7 @@ class NoiseRange(nn.Module):
 
     def _measure(self) -> th.Tensor:
         nearest = self.neighbor_distances(1)
-        # Repeated states (grids, one-hot codes, small data) are no neighbors: look at distinct ones.
+        # Repeated states (grids, one-hot codes, small data) do not count as neighbors.
         distinct = nearest[nearest > 1e-4]
         if len(distinct) < 8:
             return self.low

@@ -1,38 +1,46 @@
 """Intrinsic rewards by name."""
 
+import inspect
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 from gymnasium import spaces
 
+from sb3_exdm.common.registry import Registry
 from sb3_exdm.common.serialization import ArtifactError, load_tree
-from sb3_exdm.rewards.apt import APTReward
-from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
-from sb3_exdm.rewards.count import CountReward
-from sb3_exdm.rewards.exdm_paper import PaperScoreReward
-from sb3_exdm.rewards.rnd import RNDReward
-from sb3_exdm.rewards.score import ScoreModel
-from sb3_exdm.rewards.zero import ZeroReward
+from sb3_exdm.common.validation import check_kwargs, did_you_mean
+from sb3_exdm.rewards.base import FILE_KIND, FittedReward, IntrinsicReward
 
-REWARDS: dict[str, Callable[..., IntrinsicReward]] = {
-    "score": ScoreModel,
-    "edp": partial(ScoreModel, kind="action"),
-    "exdm-paper": PaperScoreReward,
-    "rnd": RNDReward,
-    "apt": APTReward,
-    "count": CountReward,
-    "zero": ZeroReward,
-}
-"""
-What builds a reward of each name from ``(observation_space, action_space, **kwargs)``. Add an entry to make a reward of
-your own known to wrappers, replay buffer and command line.
-"""
+RewardFactory = Callable[..., IntrinsicReward]
+RewardT = TypeVar("RewardT", bound=RewardFactory)
 
-_CLASSES: tuple[type[FittedReward], ...] = (ScoreModel, PaperScoreReward, RNDReward, APTReward, CountReward, ZeroReward)
+REWARDS: Registry[RewardFactory] = Registry("reward")
+"""Registered rewards: subclasses of :class:`~sb3_exdm.rewards.base.FittedReward`, and other factories."""
+
+
+def register_reward(name: str) -> Callable[[RewardT], RewardT]:
+    """
+    Return a decorator that registers a reward, for wrappers, replay buffers, recipes, run folders and the command line.
+
+    :param name: unused name; that of the class, for a subclass of :class:`~sb3_exdm.rewards.base.FittedReward`. Any other
+        callable ``(observation_space, action_space, **kwargs) -> IntrinsicReward`` can be registered as well; it has to
+        accept ``batch_size``, ``seed`` and ``device``
+    :raises ValueError: if the name is taken, or the class has another one
+    """
+
+    def register(factory: RewardT) -> RewardT:
+        reward_class = factory if inspect.isclass(factory) and issubclass(factory, FittedReward) else None
+        if reward_class is not None and vars(reward_class).get("name", name) != name:
+            raise ValueError(f"{factory!r} has the name {reward_class.name!r} but is registered as {name!r}; use one name.")
+        REWARDS.register(name)(factory)
+        if reward_class is not None:
+            reward_class.name = name
+        return factory
+
+    return register
 
 
 def make_reward(
@@ -42,45 +50,61 @@ def make_reward(
     **kwargs: Any,
 ) -> IntrinsicReward:
     """
-    Build a reward by name, or check one that exists.
+    Build a reward by name, or check an instance.
 
-    :param reward: a name from :data:`REWARDS`, or an object with the methods of
-        :class:`~sb3_exdm.rewards.base.IntrinsicReward`, which is returned as it is
-    :param observation_space: what the reward will be given
-    :param action_space: what the reward will be given, if it looks at actions
+    >>> from gymnasium import spaces
+    >>> make_reward("rnd", spaces.Box(-1, 1, (2,)), net_arch=[64]).name
+    'rnd'
+
+    :param reward: a name in :data:`REWARDS`, or an :class:`~sb3_exdm.rewards.base.IntrinsicReward`, which is returned
+    :param observation_space: observations that the reward will be given
+    :param action_space: actions that the reward will be given, if it needs actions
     :param kwargs: further arguments of the reward's constructor
-    :raises ValueError: for an unknown name, arguments that the reward does not have, or an object for other spaces
-    :raises TypeError: for an object that is no intrinsic reward
+    :raises ValueError: for an unknown name or argument, an argument of the wrong type, or an instance for other spaces
+    :raises TypeError: for an object that is not an intrinsic reward
     """
     if isinstance(reward, str):
-        if reward not in REWARDS:
-            raise ValueError(f"Unknown reward {reward!r}; choose one of {', '.join(REWARDS)}.")
-        return REWARDS[reward](observation_space, action_space, **kwargs)
-    if isinstance(reward, type) or not isinstance(reward, IntrinsicReward):
+        factory = REWARDS[reward]
+        check_kwargs(factory, kwargs, "reward_kwargs", ignore=("observation_space", "action_space"))
+        return factory(observation_space, action_space, **kwargs)
+    if inspect.isclass(reward) or not isinstance(reward, IntrinsicReward):
         raise TypeError(
-            f"reward must be a name ({', '.join(REWARDS)}) or an object with fit, score, reward, save and needs_actions, "
-            f"got {reward!r}."
+            f"reward must be a name ({', '.join(REWARDS)}) or an instance with the methods and attributes of "
+            f"sb3_exdm.IntrinsicReward, got {reward!r}."
         )
     if kwargs:
         raise ValueError(f"{sorted(kwargs)} would be ignored: the reward is built already. Pass them to its constructor.")
-    # A reward that keeps no space is trusted to fit.
-    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
-        known = getattr(reward, name, None)
-        if known is not None and known != space and (name == "observation_space" or reward.needs_actions):
-            raise ValueError(f"The reward was built for the {name} {known}, but the environment has {space}.")
+    for name, known, given in (
+        ("observation_space", reward.observation_space, observation_space),
+        ("action_space", reward.action_space, action_space),
+    ):
+        if known != given and (name == "observation_space" or reward.needs_actions):
+            raise ValueError(f"The reward was built for the {name} {known}, but the environment has {given}.")
     return reward
 
 
 def load_reward(path: str | Path, device: th.device | str = "auto") -> FittedReward:
     """
-    Read any reward of this package from the file that its ``save`` wrote. Executes no pickle.
+    Read a reward from the file that its ``save`` wrote. Executes no pickle.
 
     :param path: the file
     :param device: PyTorch device
-    :raises ArtifactError: if the file is missing, damaged or holds no reward of this package
+    :raises ArtifactError: if the file is missing or damaged, or its reward is not registered
     """
-    name = json.loads(load_tree(path, kind="intrinsic reward")["header"])["reward"]
-    for reward_class in _CLASSES:
-        if reward_class.name == name:
-            return reward_class.load(path, device=device)
-    raise ArtifactError(f"{path} holds the reward {name!r}, which this version of sb3-exdm does not know.")
+    return reward_from_tree(load_tree(path, kind=FILE_KIND), path, device)
+
+
+def reward_from_tree(tree: dict[str, Any], path: str | Path, device: th.device | str = "auto") -> FittedReward:
+    """Build a reward from the content of a file ``path``, see :func:`load_reward`."""
+    name = json.loads(tree["header"])["reward"]
+    if name not in REWARDS:
+        raise ArtifactError(
+            f"{path} holds the reward {name!r}, which is not registered{did_you_mean(name, REWARDS)}: import the module that "
+            "registers it first."
+        )
+    reward_class = REWARDS[name]
+    if not (inspect.isclass(reward_class) and issubclass(reward_class, FittedReward)):
+        raise ArtifactError(
+            f"{path} holds the reward {name!r}, which is registered as a function: register its class instead."
+        )
+    return reward_class.from_tree(tree, device)

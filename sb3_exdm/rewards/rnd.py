@@ -1,7 +1,7 @@
 """Random network distillation."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -9,8 +9,10 @@ from torch import nn
 
 from sb3_exdm.common.running_moments import RunningMoments
 from sb3_exdm.rewards.base import FittedReward
+from sb3_exdm.rewards.registry import register_reward
 
 
+@register_reward("rnd")
 class RNDReward(FittedReward):
     r"""
     Random network distillation (RND, Burda et al. 2018, arXiv 1810.12894, sec. 2.2): a predictor learns the output of a
@@ -24,14 +26,12 @@ class RNDReward(FittedReward):
     :param action_space: not used
     :param net_arch: widths of the hidden layers of the target
     :param embedding_dim: width of the output of target and predictor
-    :param clip_obs: whitened observations are clipped to ``[-clip_obs, clip_obs]``
-    :param learning_rate: of Adam
-    :param batch_size: minibatch of :meth:`fit`
-    :param seed: seed of weights and minibatches
-    :param device: PyTorch device
+    :param clip_obs: bound that whitened observations are clipped to
+    :param learning_rate: learning rate of Adam
+    :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
 
-    name: ClassVar[str] = "rnd"
+    name = "rnd"
 
     def __init__(
         self,
@@ -42,24 +42,12 @@ class RNDReward(FittedReward):
         embedding_dim: int = 64,
         clip_obs: float = 5.0,
         learning_rate: float = 1e-3,
-        batch_size: int = 256,
-        seed: int | None = None,
-        device: th.device | str = "auto",
+        **kwargs: Any,
     ) -> None:
         if embedding_dim < 1 or not clip_obs > 0.0:
             raise ValueError(f"Need embedding_dim >= 1 and clip_obs > 0, got {embedding_dim} and {clip_obs}.")
-        super().__init__(
-            observation_space,
-            action_space,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            net_arch=list(net_arch),
-            embedding_dim=embedding_dim,
-            clip_obs=clip_obs,
-            learning_rate=learning_rate,
-        )
-        # The error falls by orders of magnitude: only a short memory knows its present scale.
+        super().__init__(observation_space, action_space, **kwargs)
+        # The error falls by orders of magnitude: a short memory follows its scale.
         self.score_moments = RunningMoments(1, min_weight=0.1, std_floor=1e-8, device=self.device)
         self.clip_obs = clip_obs
         self.target = self._network([*net_arch, embedding_dim]).requires_grad_(False)
@@ -69,7 +57,9 @@ class RNDReward(FittedReward):
     def _network(self, widths: list[int]) -> nn.Sequential:
         layers: list[nn.Module] = []
         for width_in, width in zip([self.observation_dim, *widths[:-1]], widths, strict=True):
-            linear = nn.utils.skip_init(nn.Linear, width_in, width, device=self.device)  # leaves the global generator alone
+            linear = nn.utils.skip_init(
+                nn.Linear, width_in, width, device=self.device
+            )  # does not draw from the global generator
             nn.init.orthogonal_(linear.weight, gain=2.0**0.5, generator=self.generator)
             nn.init.zeros_(linear.bias)
             layers.extend([linear, nn.ReLU()])

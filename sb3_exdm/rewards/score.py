@@ -1,137 +1,129 @@
-"""The intrinsic rewards of ExDM and EDP: how badly a diffusion model denoises a state, or an action in a state."""
+"""Intrinsic rewards of ExDM and EDP: denoising error of a diffusion model of states, or of actions given states."""
 
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch as th
 from gymnasium import spaces
 
+from sb3_exdm.common.validation import check_choice
 from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.rewards.base import FittedReward
 from sb3_exdm.rewards.denoising_error import DenoisingError
 from sb3_exdm.rewards.noise_range import NoiseRange
+from sb3_exdm.rewards.registry import register_reward
 
 LOST_RANKING = 0.1
 """Rank correlation with the distance between neighbors below which :class:`ScoreModel` warns; 0.4 to 0.9 is usual."""
 
 
+@register_reward("score")
 class ScoreModel(FittedReward):
     r"""
-    Denoising error of a diffusion model that is fitted to the visited states while they are visited.
+    Denoising error of a diffusion model that is fitted to the visited states during exploration.
 
     ``kind="state"`` (ExDM, arXiv 2502.07279, eq. 8): :math:`R(s) = E_{t,\epsilon}\|\hat\epsilon(s_t, t) - \epsilon\|^2`.
     ``kind="action"`` (EDP, version 1 of the same paper): the error of a model of the policy,
     :math:`R(s, a) = E_{t,\epsilon}\|\hat\epsilon(a_t, t \mid s) - \epsilon\|^2`.
 
     Averaged over noise levels that are evenly spaced in the log signal-to-noise ratio, the error is an upper bound on
-    :math:`-\log p(s)` up to a constant (Kingma et al. 2021, arXiv 2107.00630), which is why it ranks states by rarity.
+    :math:`-\log p(s)` up to a constant (Kingma et al. 2021, arXiv 2107.00630); therefore it ranks states by rarity.
     Three choices keep the ranking sharp with few network evaluations:
 
-    - **One bank of noise for all states.** Levels and directions are drawn once, so that the error of one state differs
-      from another's because of the states and not because of luck. Directions are orthogonal and come in pairs
-      :math:`\pm\epsilon`, which cancels the part of the error that is odd in the noise.
-    - **A band of noise levels that follows the data**, see :class:`~sb3_exdm.rewards.noise_range.NoiseRange`.
-    - **Averaged weights** for scoring, so that the reward does not jitter with the last minibatch.
+    - **The same noises for all states.** Levels and directions are drawn once, so that two errors differ by their states
+      alone. Directions are orthogonal and come in pairs :math:`\pm\epsilon`, which cancels the part of the error that is odd
+      in the noise.
+    - **Noise levels that follow the data**, see :class:`~sb3_exdm.rewards.noise_range.NoiseRange`.
+    - **Averaged weights** for scoring, so that the reward does not fluctuate with the minibatches.
 
-    Whether the ranking still holds is measured while fitting: :attr:`ranking` is the rank correlation of the score with the
-    distance to the nearest neighbors among a few hundred recent states, an estimate of rarity that needs no model but
-    does not scale. :meth:`fit` reports it as ``score_ranking`` and warns when it is lost.
+    The ranking is checked while fitting: :attr:`ranking` is the rank correlation of the score with the distance to the
+    nearest neighbors among 512 recent states, an estimate of rarity without a model. :meth:`fit` returns it as
+    ``score_ranking`` and warns when it is lost.
+
+    >>> import numpy as np
+    >>> from gymnasium import spaces
+    >>> model = ScoreModel(spaces.Box(-np.inf, np.inf, (2,)), seed=0, device="cpu")
+    >>> states = np.random.default_rng(0).normal(size=(100, 256, 2))
+    >>> metrics = [model.fit(batch) for batch in states]
+    >>> common, rare = model.reward([[0.0, 0.0], [4.0, 4.0]])
+    >>> bool(rare > common)
+    True
 
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
     :param action_space: needed for ``kind="action"``
     :param kind: ``"state"`` or ``"action"``
-    :param n_levels: noise levels in the bank; by default three in one or two dimensions, four in more
-    :param n_noises: noises per level; even, because they come in pairs. A score costs ``n_levels * n_noises`` evaluations
-        of the network per state
+    :param n_levels: number of noise levels; by default three in one or two dimensions, four in more
+    :param n_noises: number of noises per level, even, because they come in pairs. A score takes ``n_levels * n_noises``
+        evaluations of the network per state
     :param net_arch: widths of the hidden layers; by default two of 64, of 128 for more than eight dimensions
-    :param n_frequencies: octaves of sines and cosines of the state that the network sees; by default three, none in more than
-        32 dimensions, where they cost much and help little
-    :param learning_rate: of Adam; by default 1e-2, 2e-3 for the wider network
+    :param n_frequencies: octaves of sines and cosines of the state in the input of the network; by default three, none in
+        more than 32 dimensions, where they take much time and help little
+    :param learning_rate: learning rate of Adam; by default 1e-2, 2e-3 for the wider network
     :param ema_rate: rate of the moving average of the weights
-    :param batch_size: minibatch of :meth:`fit`
-    :param seed: seed of weights, noise bank and minibatches
-    :param device: PyTorch device
+    :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
 
-    name: ClassVar[str] = "score"
+    name = "score"
+    noises: th.Tensor
+    _ranking: th.Tensor
+    _n_lost: th.Tensor
 
     def __init__(
         self,
         observation_space: spaces.Space,
         action_space: spaces.Space | None = None,
         *,
-        kind: str = "state",
+        kind: Literal["state", "action"] = "state",
         n_levels: int | None = None,
         n_noises: int = 4,
         net_arch: Sequence[int] | None = None,
         n_frequencies: int | None = None,
         learning_rate: float | None = None,
         ema_rate: float = 0.99,
-        batch_size: int = 256,
-        seed: int | None = None,
-        device: th.device | str = "auto",
+        **kwargs: Any,
     ) -> None:
-        if kind not in ("state", "action"):
-            raise ValueError(f"kind must be 'state' (ExDM) or 'action' (EDP), got {kind!r}.")
+        check_choice("kind", kind, ("state", "action"))
         if (n_levels is not None and n_levels < 1) or n_noises < 2 or n_noises % 2:
-            raise ValueError(f"Need n_levels >= 1 and an even n_noises >= 2, got {n_levels} and {n_noises}.")
+            raise ValueError(f"n_levels must be at least 1 and n_noises even and at least 2, got {n_levels} and {n_noises}.")
         self.needs_actions = kind == "action"
-        net_arch = None if net_arch is None else list(net_arch)
-        super().__init__(
-            observation_space,
-            action_space,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            kind=kind,
-            n_levels=n_levels,
-            n_noises=n_noises,
-            net_arch=net_arch,
-            n_frequencies=n_frequencies,
-            learning_rate=learning_rate,
-            ema_rate=ema_rate,
-        )
+        super().__init__(observation_space, action_space, **kwargs)
         self.kind = kind
         dim = self._encode_actions.dim if self.needs_actions else self.observation_dim
-        is_wide = dim + (self.observation_dim if self.needs_actions else 0) > 8
+        condition_dim = self.observation_dim if self.needs_actions else 0
+        is_wide = dim + condition_dim > 8
         if n_frequencies is None:
             n_frequencies = 3 if dim <= 32 else 0
-        self.band = NoiseRange(dim, n_frequencies=n_frequencies, device=self.device)
+        self.noise_range = NoiseRange(dim, n_frequencies=n_frequencies, device=self.device)
         self.model = DiffusionModel(
             dim,
-            self.observation_dim if self.needs_actions else 0,
+            condition_dim,
             net_arch=net_arch or ([128, 128] if is_wide else [64, 64]),
-            frequencies=self.band.frequencies.tolist(),
+            frequencies=self.noise_range.frequencies.tolist(),
             learning_rate=learning_rate or (2e-3 if is_wide else 1e-2),
             ema_rate=ema_rate,
             seed=self.seed,
             device=self.device,
         )
-        self.register_buffer(
-            "noises", self._noise_bank(n_levels or (3 if dim <= 2 else 4), n_noises, dim)
-        )  # (n_levels, n_noises, dim)
+        noises = self._draw_noises(n_levels or (3 if dim <= 2 else 4), n_noises, dim)
+        self.register_buffer("noises", noises)  # (n_levels, n_noises, dim)
         self.register_buffer("_ranking", th.ones((), dtype=th.float64))
         self.register_buffer("_n_lost", th.zeros((), dtype=th.int64))
-        self._follow_band()
-
-    noises: th.Tensor
-    _ranking: th.Tensor
-    _n_lost: th.Tensor
+        self._apply_noise_range()
 
     @property
     def n_evaluations(self) -> int:
-        """Evaluations of the network that the score of one state costs."""
+        """Number of evaluations of the network for the score of one state."""
         return self.noises.shape[0] * self.noises.shape[1]
 
     @property
     def ranking(self) -> float:
-        """Rank correlation of the score with the distance between neighbors when last measured; 1 before."""
+        """Last measured rank correlation of the score with the distance between neighbors; 1 before."""
         return self._ranking.item()
 
-    def _noise_bank(self, n_levels: int, n_noises: int, dim: int) -> th.Tensor:
-        """Pairs of opposite noises of the typical length sqrt(dim), orthogonal as far as the dimension allows."""
+    def _draw_noises(self, n_levels: int, n_noises: int, dim: int) -> th.Tensor:
+        """Draw pairs of opposite noises of the typical length sqrt(dim), orthogonal as far as the dimension allows."""
         n_directions = n_levels * n_noises // 2
         blocks = []
         for _ in range(math.ceil(n_directions / dim)):
@@ -141,37 +133,38 @@ class ScoreModel(FittedReward):
         directions = th.cat(blocks)[:n_directions] * math.sqrt(dim)  # (n_directions, dim)
         return th.stack([directions, -directions], dim=1).reshape(n_levels, n_noises, dim)
 
-    def _follow_band(self) -> None:
-        """Take over the band's noise levels and frequencies."""
-        self.model.noise_ratios = self.band.range
+    def _apply_noise_range(self) -> None:
+        """Set the noise levels and frequencies of the model to those of the noise range."""
+        self.model.noise_ratios = self.noise_range.range
         for network in (self.model.network, self.model.average):
-            network.features.frequencies.copy_(self.band.frequencies)
+            network.features.frequencies.copy_(self.noise_range.frequencies)
         n_levels = len(self.noises)
-        self._bank: DenoisingError | None = None
-        # Midpoints of equal cells of the log-ratio, so that the ends of the band do not weigh double.
-        low, high = (math.log(ratio) for ratio in self.band.range)
+        self._denoising_error: DenoisingError | None = None
+        # Midpoints of equal cells of the log-ratio, so that the ends of the range do not have double weight.
+        low, high = (math.log(ratio) for ratio in self.noise_range.range)
         cells = (th.arange(n_levels, device=self.device) + 0.5) / n_levels
-        self._bank_log_snr = -(low + (high - low) * cells)  # (n_levels,)
+        self._log_snr = -(low + (high - low) * cells)  # (n_levels,)
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
         data, condition = (observations, None) if actions is None else (actions, observations)
-        band_moved = self.band.update(data)
-        if band_moved:
+        if self.noise_range.update(data):
             if condition is None:
                 self._check_ranking()
-            self._follow_band()
-        self._bank = None  # it belongs to the weights that now change
+            self._apply_noise_range()
+        self._denoising_error = None  # holds the weights, which change now
         metrics = {"score_loss": self.model.fit(data, condition).item()}
         return metrics if condition is not None else {**metrics, "score_ranking": self.ranking}
 
     @th.no_grad()
     def _check_ranking(self) -> None:
-        """Compare the score with the distance between neighbors, and warn when they have disagreed three times in a row."""
-        reference = self.band.reference
-        rarity = self.band.neighbor_distances(n_neighbors=8)
+        """Compare the score with the distance between neighbors; warn when they have disagreed three times in a row."""
+        rarity = self.noise_range.neighbor_distances(n_neighbors=8)
         if (rarity > 0).sum() < len(rarity) // 2:
-            return  # mostly repeated states: distances say nothing
-        self._ranking.fill_(_rank_correlation(self._score_batch(reference, None), rarity))
+            return  # mostly repeated states, whose distances carry no information
+        score = self._score_batch(self.noise_range.reference, None)
+        # Spearman's rank correlation.
+        ranks = th.stack([score, rarity]).argsort(dim=1).argsort(dim=1).double()
+        self._ranking.fill_(th.corrcoef(ranks)[0, 1])
         self._n_lost.fill_(self._n_lost.item() + 1 if self.ranking < LOST_RANKING else 0)
         if self._n_lost.item() == 3:
             warnings.warn(
@@ -184,21 +177,37 @@ class ScoreModel(FittedReward):
 
     def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
         data, condition = (observations, None) if actions is None else (actions, observations)
-        if self._bank is None:
-            alpha, sigma = self.model.levels(self._bank_log_snr)
-            self._bank = DenoisingError(self.model.average, self.noises, alpha, sigma, self._bank_log_snr)
-        return self._bank.errors(data, condition)
+        if self._denoising_error is None:
+            alpha, sigma = self.model.levels(self._log_snr)
+            self._denoising_error = DenoisingError(self.model.average, self.noises, alpha, sigma, self._log_snr)
+        return self._denoising_error.errors(data, condition)
 
     def _extra_state(self) -> dict[str, Any]:
-        return {"optimizer": self.model.optimizer.state_dict(), "model_generator": self.model.generator.get_state()}
+        return self.model.training_state()
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self.model.optimizer.load_state_dict(state["optimizer"])
-        self.model.generator.set_state(state["model_generator"].cpu())
-        self._follow_band()
+        self.model.load_training_state(state)
+        self._apply_noise_range()
 
 
-def _rank_correlation(a: th.Tensor, b: th.Tensor) -> float:
-    """Spearman's rank correlation; ties keep their order."""
-    ranks = th.stack([a, b]).argsort(dim=1).argsort(dim=1).double()
-    return th.corrcoef(ranks)[0, 1].item()
+@register_reward("edp")
+class ActionScoreModel(ScoreModel):
+    """
+    :class:`ScoreModel` with ``kind="action"`` (EDP).
+
+    :param observation_space: see :class:`ScoreModel`
+    :param action_space: required
+    :param kwargs: see :class:`ScoreModel`
+    """
+
+    name = "edp"
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space | None = None,
+        *,
+        kind: Literal["action"] = "action",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, kind=kind, **kwargs)

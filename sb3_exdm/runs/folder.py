@@ -1,34 +1,25 @@
-"""The folder that a run leaves behind: what is in it, how it is written, how it is read."""
+"""The folder of a run: its files, their writer and their reader."""
 
 import csv
+import math
 import platform
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.save_util import recursive_getattr, recursive_setattr
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_exdm.common.serialization import (
-    FORMAT_VERSION,
-    ArtifactError,
-    atomic_path,
-    load_tree,
-    read_json,
-    save_tree,
-    space_from_json,
-    space_to_json,
-    write_json,
-)
-from sb3_exdm.rewards.registry import load_reward
+from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError, atomic_path, read_json, write_json
+from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
-from sb3_exdm.policies.diffusion_actor import POLICY
-from sb3_exdm.runs.hyperparams import build_algorithm
+from sb3_exdm.rewards.registry import load_reward
+from sb3_exdm.runs.agent_io import load_agent, observation_moments, save_agent
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
@@ -37,76 +28,198 @@ MODEL = "model.safetensors"
 REWARD = "reward.safetensors"
 TRANSITIONS = "transitions.npz"
 VIDEO = "video.mp4"
-PICTURES = ("coverage.png", "visits.png", "reward.png", "learning_curve.png")
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+
+_REQUIRED = {
+    "pretrain": ("env_id", "algo", "reward", "seed"),
+    "finetune": ("env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed"),
+}
 
 
 class RunInterrupted(RuntimeError):
     """Training was stopped from the keyboard; the message says what was kept."""
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """
+    Configuration and figures of a run, as plain data.
+
+    :param folder: run folder
+    :param config: contents of ``config.json``
+    :param summary: contents of ``summary.json``; None if the run was interrupted or is not finished
+    :param progress: columns of ``progress.csv``, each ``(n,)`` with n >= 1; NaN where nothing was written
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any] | None
+    progress: dict[str, np.ndarray]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return self.summary is not None
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether ``exdm finetune`` wrote it, rather than ``exdm pretrain``."""
+        return self.config["command"] == "finetune"
+
+    def __repr__(self) -> str:
+        return f"RunRecord({str(self.folder)!r}, finished={self.finished})"
+
+
 class RunFolder:
     """
     A folder with the files of one run. Creating the object touches nothing.
 
-    :param path: the folder
+    :param path: folder
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
     def create(self, config: dict[str, Any], overwrite: bool = False) -> None:
         """
-        Make the folder and write the configuration, so that even an interrupted run says what it was.
+        Make the folder and write the configuration, so that an interrupted run can be identified.
 
-        :param config: JSON-able
+        :param config: plain data
         :param overwrite: remove the files of an earlier run; other files in the folder stay
         :raises FileExistsError: if the folder holds a run, or is a file
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"The output folder {self.path} is a file; name a folder.")
-        if (self.path / CONFIG).exists():
+        if self.exists():
             if not overwrite:
                 raise FileExistsError(f"{self.path} already holds a run; choose another folder or allow overwriting it.")
-            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, *PICTURES):
+            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO):
                 (self.path / name).unlink(missing_ok=True)
-            for old in (*self.path.glob("tensorboard/events.*"), *self.path.glob("checkpoints/*/*.safetensors")):
-                old.unlink()
+            for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*/*.safetensors"):
+                for old in self.path.glob(pattern):
+                    old.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG, {"format_version": FORMAT_VERSION, **config, "versions": versions()})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """:param summary: JSON-able; its presence marks the run as complete"""
+        """
+        Write the figures of the run, which marks it as complete.
+
+        :param summary: plain data
+        """
         write_json(self.path / SUMMARY, {"format_version": FORMAT_VERSION, **summary, "versions": versions()})
 
     def save_transitions(self, transitions: dict[str, np.ndarray]) -> None:
-        """:param transitions: arrays with one row per transition"""
+        """
+        Write the explored transitions.
+
+        :param transitions: arrays with one row per transition
+        """
         with atomic_path(self.path / TRANSITIONS) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **transitions)  # type: ignore[arg-type]
 
-    def save_models(self, model: BaseAlgorithm, reward_model: IntrinsicReward | None, subfolder: str = "") -> None:
+    def save_models(self, model: BaseAlgorithm, reward_model: IntrinsicReward | None, checkpoint: int | None = None) -> None:
         """
-        :param model: the agent
-        :param reward_model: the model of novelty, if there is one
-        :param subfolder: where inside of the folder
+        Write the agent and the model of the intrinsic reward.
+
+        :param model: agent
+        :param reward_model: model of the intrinsic reward, if there is one
+        :param checkpoint: number of timesteps, to write a checkpoint rather than the end of the run
         """
-        save_algorithm(self.path / subfolder / MODEL, model)
+        folder = self._models(checkpoint)
+        save_agent(folder / MODEL, model)
         if reward_model is not None:
-            reward_model.save(self.path / subfolder / REWARD)
+            reward_model.save(folder / REWARD)
+
+    def progress_log(self) -> "ProgressLog":
+        """Open ``progress.csv`` for writing."""
+        return ProgressLog(self.path / PROGRESS)
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Tell whether the folder holds a run, complete or not."""
+        return (self.path / CONFIG).is_file()
+
+    def is_complete(self) -> bool:
+        """Tell whether the folder holds a run that reached its end."""
+        return self.exists() and (self.path / SUMMARY).is_file()
 
     @property
     def config(self) -> dict[str, Any]:
-        """:raises ArtifactError: if the folder holds no run, or one from a newer version"""
-        if not (self.path / CONFIG).is_file():
-            raise ArtifactError(f"{self.path} is no run folder: it has no {CONFIG}.")
-        return read_json(self.path / CONFIG)
+        """
+        Contents of ``config.json``.
+
+        :raises ArtifactError: if the folder holds no run, or one from another version
+        """
+        if not self.exists():
+            if not self.path.exists():
+                raise ArtifactError(f"The run folder {self.path} does not exist.")
+            raise ArtifactError(f"{self.path} is not a run folder: it has no {CONFIG}.")
+        config = read_json(self.path / CONFIG)
+        if config.get("command") not in _REQUIRED:
+            raise ArtifactError(f"{self.path / CONFIG} names no command of exdm; it may be damaged.")
+        missing = [key for key in _REQUIRED[config["command"]] if key not in config]
+        if missing:
+            raise ArtifactError(f"{self.path / CONFIG} lacks {', '.join(missing)}; it may be damaged.")
+        return config
 
     @property
     def summary(self) -> dict[str, Any]:
-        """:raises ArtifactError: if the run was interrupted, or is from a newer version"""
+        """
+        Contents of ``summary.json``.
+
+        :raises ArtifactError: if the run was interrupted, or is from another version
+        """
         _ = self.config
-        if not (self.path / SUMMARY).is_file():
+        if not self.is_complete():
             raise ArtifactError(f"The run in {self.path} was interrupted: it has no {SUMMARY}. Run it again.")
         return read_json(self.path / SUMMARY)
+
+    def record(self) -> RunRecord:
+        """
+        Configuration and figures of the run, which may be unfinished.
+
+        :raises ArtifactError: if the folder holds no run, is damaged, or has no progress yet
+        """
+        config = self.config
+        return RunRecord(self.path, config, self.summary if self.is_complete() else None, self.progress())
+
+    def progress(self) -> dict[str, np.ndarray]:
+        """
+        Columns of ``progress.csv``, each ``(n,)``; NaN where nothing was written.
+
+        :raises ArtifactError: if the file is missing, damaged or has no rows
+        """
+        path = self.path / PROGRESS
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ArtifactError(f"The run in {self.path} has no {PROGRESS}: it stopped before any progress.") from None
+        except UnicodeDecodeError:
+            raise ArtifactError(f"{path} is not text; it may be damaged.") from None
+        lines = text.splitlines()
+        if lines and not text.endswith("\n"):
+            lines.pop()  # a run that was killed, or is not finished, may leave half a row
+        header, *rows = csv.reader(lines) if lines else [[]]
+        if not rows:
+            raise ArtifactError(f"{path} has no rows: the run stopped before any progress, or has just begun.")
+        if "timesteps" not in header:
+            raise ArtifactError(f"{path} has no column 'timesteps'; it may be damaged.")
+        try:
+            values = [[float(cell) if cell else math.nan for cell in row] for row in rows]
+            table = np.array(values, dtype=np.float64).reshape(len(rows), len(header))  # (n_rows, n_columns)
+        except ValueError:
+            raise ArtifactError(f"{path} has a row that is not {len(header)} numbers; it may be damaged.") from None
+        if not (np.diff(table[:, header.index("timesteps")], prepend=-1.0) > 0).all():
+            raise ArtifactError(f"The timesteps in {path} do not increase; it may be damaged.")
+        return dict(zip(header, table.T, strict=True))
 
     def transitions(self) -> dict[str, np.ndarray]:
         """
@@ -123,30 +236,70 @@ class RunFolder:
         except Exception as error:  # numpy and zipfile raise many kinds for a damaged archive
             raise ArtifactError(f"{path} cannot be read ({error}); it may be damaged.") from None
 
-    def load_model(self, env: VecEnv | None = None, device: th.device | str = "auto") -> BaseAlgorithm:
-        """
-        The trained agent, optimizers included, with an empty ordinary replay buffer. Executes no pickle.
+    def checkpoints(self) -> list[int]:
+        """Timesteps of the checkpoints, in increasing order."""
+        found = (path.parent.name for path in self.path.glob(f"{CHECKPOINTS}/*/{MODEL}"))
+        return sorted(int(name) for name in found if name.isdigit())
 
-        :param env: environment to go on in; not needed to predict
-        :param device: PyTorch device
+    def load_model(
+        self,
+        env: VecEnv | gym.Env | None = None,
+        device: th.device | str = "auto",
+        *,
+        checkpoint: int | None = None,
+    ) -> BaseAlgorithm:
         """
-        return load_algorithm(self.path / MODEL, self.config, env, device)
+        Load the agent, optimizers included, with an empty ordinary replay buffer. Executes no pickle.
+
+        :param env: environment to continue in; not needed to predict
+        :param device: PyTorch device
+        :param checkpoint: timesteps of a checkpoint, one of :meth:`checkpoints`; None for the end of the run
+        :raises ArtifactError: if there is no such file, or it cannot be used
+        """
+        return load_agent(self._models(checkpoint, must_exist=True) / MODEL, self.config, env, device)
+
+    def load_reward(self, device: th.device | str = "auto", *, checkpoint: int | None = None) -> FittedReward:
+        """
+        Load the model of the intrinsic reward. Executes no pickle.
+
+        :param device: PyTorch device
+        :param checkpoint: timesteps of a checkpoint, one of :meth:`checkpoints`; None for the end of the run
+        :raises ArtifactError: if there is no such file, or it cannot be used
+        """
+        return load_reward(self._models(checkpoint, must_exist=True) / REWARD, device)
+
+    def load_policy(self, device: th.device | str = "auto") -> DiffusionActor:
+        """
+        Load the diffusion policy. Executes no pickle.
+
+        :param device: PyTorch device
+        :raises ArtifactError: if the run has none, or it cannot be used
+        """
+        return DiffusionActor.load(self.path, device)
 
     def observation_moments(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Mean and variance that the agent's vector observations were standardized with, None if they were not."""
-        moments = (load_tree(self.path / MODEL, kind="agent")["normalization"] or {}).get("")
-        return None if moments is None else (moments["mean"].numpy(), moments["var"].numpy())
+        """Mean and variance that vector observations were standardized with, ``(dim,)`` each; None if they were not."""
+        return observation_moments(self.path / MODEL)
 
-    def load_reward(self, device: th.device | str = "auto") -> FittedReward:
-        """The fitted model of novelty. Executes no pickle."""
-        return load_reward(self.path / REWARD, device)
+    def pictures(self) -> list[Path]:
+        """Figures and video of the run."""
+        return [*sorted(self.path.glob("*.png")), *self.path.glob(VIDEO)]
+
+    def _models(self, checkpoint: int | None, must_exist: bool = False) -> Path:
+        """Folder of the models at the end of the run, or at a checkpoint."""
+        if checkpoint is None:
+            return self.path
+        if must_exist and checkpoint not in self.checkpoints():
+            known = ", ".join(map(str, self.checkpoints())) or "none"
+            raise ArtifactError(f"{self.path} has no checkpoint {checkpoint}; it has {known}.")
+        return self.path / CHECKPOINTS / str(checkpoint)
 
 
 class ProgressLog:
     """
-    Writes ``progress.csv``: a header, then one row per report, each complete on disk as soon as it is written.
+    Writer of ``progress.csv``: a header, then a row per report, each complete on disk as soon as it is written.
 
-    :param path: the file
+    :param path: file
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,7 +307,11 @@ class ProgressLog:
         self._writer: csv.DictWriter | None = None
 
     def write(self, row: dict[str, float]) -> None:
-        """:param row: the same keys every time"""
+        """
+        Add a row.
+
+        :param row: figures by column, the same columns every time
+        """
         if self._writer is None:
             self._writer = csv.DictWriter(self._file, fieldnames=list(row))
             self._writer.writeheader()
@@ -164,94 +321,6 @@ class ProgressLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def save_algorithm(path: Path, model: BaseAlgorithm) -> None:
-    """
-    Save an agent's networks, optimizers and variables to one safetensors file. The settings to rebuild it with are in the
-    run's configuration.
-
-    :param path: the file
-    :param model: the agent
-    """
-    names, variables = model._get_torch_save_params()
-    env = model.get_env()
-    tree = {
-        "observation_space": space_to_json(model.observation_space),
-        "action_space": space_to_json(model.action_space),
-        "num_timesteps": model.num_timesteps,
-        "n_updates": model._n_updates,
-        "states": {name: recursive_getattr(model, name).state_dict() for name in names},
-        "variables": {
-            name: recursive_getattr(model, name) for name in variables if recursive_getattr(model, name) is not None
-        },
-        "normalization": _normalization(env) if isinstance(env, VecNormalize) and env.norm_obs else None,
-    }
-    save_tree(path, tree, kind="agent")
-
-
-def load_algorithm(path: Path, config: dict[str, Any], env: VecEnv | None, device: th.device | str) -> BaseAlgorithm:
-    """
-    Inverse of :func:`save_algorithm`.
-
-    :param path: the file
-    :param config: configuration of the run
-    :param env: environment to go on in, with the spaces that the agent was trained with; or None
-    :param device: PyTorch device
-    :raises ArtifactError: if the file cannot be used
-    """
-    tree = load_tree(path, kind="agent")
-    observation_space = space_from_json(tree["observation_space"])
-    action_space = space_from_json(tree["action_space"])
-    if env is not None and (env.observation_space != observation_space or env.action_space != action_space):
-        raise ArtifactError(
-            f"The agent in {path} was trained with {observation_space} and {action_space}, the environment has "
-            f"{env.observation_space} and {env.action_space}."
-        )
-    settings = config["algo_kwargs"]
-    # The weights are in the file: it must load where the run that it began with is not.
-    settings = {**settings, "policy_kwargs": {**settings["policy_kwargs"]}}
-    settings["policy_kwargs"].pop("pretrained", None)
-    model = build_algorithm(config["algo"], None, settings, device=device, _init_setup_model=False)
-    model.observation_space, model.action_space = observation_space, action_space
-    model.n_envs = env.num_envs if env is not None else 1
-    if isinstance(model, SAC) and model.target_entropy == "auto":  # would be read off an environment
-        model.target_entropy = -float(np.prod(action_space.shape))  # type: ignore[arg-type]
-    model._setup_model()
-    for name, state in tree["states"].items():
-        recursive_getattr(model, name).load_state_dict(state)
-    for name, value in tree["variables"].items():
-        # In place, because the optimizer of the variable holds a reference to it.
-        variable = recursive_getattr(model, name)
-        if isinstance(variable, th.Tensor):
-            variable.data.copy_(value)
-        else:
-            recursive_setattr(model, name, value)
-    model.num_timesteps = tree["num_timesteps"]
-    model._n_updates = tree["n_updates"]
-    if env is not None:
-        if tree["normalization"] is not None:
-            env = _normalized(env, tree["normalization"])
-        model.set_env(env)
-    return model
-
-
-def _normalization(env: VecNormalize) -> dict[str, Any]:
-    """Running moments of the observations."""
-    moments = env.obs_rms if isinstance(env.obs_rms, dict) else {"": env.obs_rms}
-    return {
-        key: {"mean": th.as_tensor(value.mean), "var": th.as_tensor(value.var), "count": float(value.count)}
-        for key, value in moments.items()
-    }
-
-
-def _normalized(env: VecEnv, moments: dict[str, Any]) -> VecNormalize:
-    """``env`` normalized as in training; the moments stay as they are only if the caller sets ``training = False``."""
-    env = env if isinstance(env, VecNormalize) else VecNormalize(env, norm_reward=False)
-    for key, value in moments.items():
-        target = env.obs_rms[key] if isinstance(env.obs_rms, dict) else env.obs_rms
-        target.mean, target.var, target.count = value["mean"].numpy(), value["var"].numpy(), value["count"]
-    return env
 
 
 def versions() -> dict[str, str]:

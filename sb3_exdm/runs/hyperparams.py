@@ -1,216 +1,339 @@
-"""Algorithms by name, with settings that explore well without tuning, and the environments they train in."""
+"""Hyper-parameters: named profiles, what they make of each algorithm, and how a user's changes are merged."""
 
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
-from sb3_exdm.envs import MAZE_ENV_IDS, Maze2dSB3VecEnv, SB3VecEnv
-from sb3_exdm.envs.urlb import TASKS, VECTORIZED_DOMAINS
-from sb3_exdm.common.spaces import is_bounded_vector, is_low_dim
+from sb3_exdm.common.spaces import is_low_dim
+from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.policies.features import FourierExtractor
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
-"""The algorithms of :func:`sb3_exdm.pretrain`, by name."""
+"""Algorithms by name."""
 
 
-def check_algorithm(algo: str, action_space: spaces.Space, env_id: str) -> None:
+@dataclass(frozen=True)
+class Profile:
     """
+    Hyper-parameters that depend on the kind of observation.
+
+    :param net_arch: widths of the hidden layers of actor and critic
+    :param features_extractor_class: name of the features extractor in :data:`CLASSES`; None for SB3's default
+    :param gamma: discount
+    :param pretrain_learning_rate: learning rate of SAC, TD3 and DDPG while exploring
+    :param ppo_learning_rate: learning rate of PPO
+    :param finetune_learning_rate: learning rate while fine-tuning
+    :param finetune_tau: Polyak coefficient of the target networks while fine-tuning
+    :param finetune_batch_size: transitions of a minibatch while fine-tuning
+    :param finetune_learning_starts: transitions of the pre-trained policy before the first update
+    :param critic_updates: updates of the critic alone when fine-tuning begins to learn. On the walker, a pre-trained policy
+        lost most of its return within 250 updates without them
+    :param kl_steps: steps over which the KL regularization of a pre-trained Gaussian is annealed. On the walker, it lost half
+        of its return and more without, even with a critic that had learned first
+    """
+
+    net_arch: tuple[int, ...]
+    features_extractor_class: str | None
+    gamma: float
+    pretrain_learning_rate: float
+    ppo_learning_rate: float
+    finetune_learning_rate: float
+    finetune_tau: float
+    finetune_batch_size: int
+    finetune_learning_starts: int
+    critic_updates: int
+    kl_steps: int
+
+
+_LARGE = Profile(
+    net_arch=(256, 256),
+    features_extractor_class=None,
+    gamma=0.99,
+    pretrain_learning_rate=5e-4,
+    ppo_learning_rate=3e-4,
+    finetune_learning_rate=5e-4,
+    finetune_tau=0.01,
+    finetune_batch_size=256,
+    finetune_learning_starts=2000,
+    critic_updates=2000,
+    kl_steps=16_000,
+)
+
+PROFILES: dict[str, Profile] = {
+    # Measured in the mazes, where fine-tuning has nothing to lose before the goal is found.
+    "low_dim": Profile(
+        net_arch=(128, 128),
+        features_extractor_class="FourierExtractor",
+        gamma=0.98,
+        pretrain_learning_rate=1.5e-3,
+        ppo_learning_rate=1e-3,
+        finetune_learning_rate=1e-3,
+        finetune_tau=0.02,
+        finetune_batch_size=128,
+        finetune_learning_starts=1000,
+        critic_updates=0,
+        kl_steps=0,
+    ),
+    # Measured on the walker.
+    "proprioceptive": _LARGE,
+    # Not tuned: the values of proprioceptive observations.
+    "pixels": _LARGE,
+}
+"""Profiles by name: bounded vectors of few dimensions, all other vectors, and images."""
+
+
+def default_profile(observation_space: spaces.Space) -> str:
+    """
+    Choose a profile from an observation space.
+
+    :param observation_space: observations of the environment
+    :return: a key of :data:`PROFILES`
+    """
+    if is_low_dim(observation_space):
+        return "low_dim"
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    return "pixels" if any(is_image_space(part) for part in parts) else "proprioceptive"
+
+
+def pretrain_hyperparams(
+    algo: str, profile: str, observation_space: spaces.Space, action_space: spaces.Space
+) -> dict[str, Any]:
+    """
+    Constructor arguments of an algorithm that explores, as plain data under SB3's names.
+
+    Two values of SAC matter most. The target entropy is far above the usual ``-dim``: a policy that becomes deterministic
+    stops exploring. There is one critic instead of two: the minimum of two undervalues uncertain actions, which exploration
+    needs.
+
     :param algo: name of an algorithm
-    :param action_space: actions of the environment
-    :param env_id: for the error message
-    :raises ValueError: if the name is unknown or the algorithm cannot act in the space
-    """
-    if algo not in ALGORITHMS:
-        raise ValueError(f"Unknown algorithm {algo!r}; choose one of {', '.join(ALGORITHMS)}.")
-    if algo != "ppo" and not isinstance(action_space, spaces.Box):
-        raise ValueError(f"{algo} needs continuous actions, but {env_id} has {action_space}; use ppo.")
-
-
-def default_settings(algo: str, observation_space: spaces.Space, action_space: spaces.Space) -> dict[str, Any]:
-    """
-    Constructor arguments of an algorithm as plain data; :func:`build_algorithm` turns them into a model.
-
-    The values for small bounded observations were measured in the mazes. Two of them matter most: the target entropy of
-    SAC, far above the usual ``-dim``, because a policy that settles stops exploring; and the single critic, because the
-    smaller of two critics shuns what is uncertain, which is what exploration is looking for.
-
-    :param algo: name of an algorithm
+    :param profile: a key of :data:`PROFILES`
     :param observation_space: observations of the environment
     :param action_space: actions of the environment
     """
-    small = is_low_dim(observation_space)
-    policy_kwargs: dict[str, Any] = {"net_arch": [128, 128] if small else [256, 256]}
-    if small:
-        policy_kwargs["features_extractor"] = "fourier"
-    settings: dict[str, Any] = {
+    values = PROFILES[profile]
+    hyperparams: dict[str, Any] = {
         "policy": policy_name(observation_space),
-        "learning_rate": 1.5e-3 if small else 5e-4,
-        "gamma": 0.98 if small else 0.99,
+        "learning_rate": values.pretrain_learning_rate,
+        "gamma": values.gamma,
         "batch_size": 256,
-        "policy_kwargs": policy_kwargs,
+        "policy_kwargs": _policy_kwargs(values),
     }
     if algo == "ppo":
-        return {**settings, "learning_rate": 1e-3 if small else 3e-4, "n_steps": 256, "ent_coef": 0.01}
-    settings.update(tau=0.01, learning_starts=2000, train_freq=1, gradient_steps=1)
+        return {**hyperparams, "learning_rate": values.ppo_learning_rate, "n_steps": 256, "ent_coef": 0.01}
+    hyperparams.update(tau=0.01, learning_starts=2000, train_freq=1, gradient_steps=1)
+    if algo != "ddpg":  # which has one critic by definition
+        hyperparams["policy_kwargs"]["n_critics"] = 1
     if algo == "sac":
-        policy_kwargs["n_critics"] = 1
-        settings.update(ent_coef="auto", target_entropy=0.25 * spaces.flatdim(action_space))
-    elif algo == "td3":
-        policy_kwargs["n_critics"] = 1
-        settings["action_noise_std"] = 0.5
-    elif algo == "ddpg":
-        settings["action_noise_std"] = 0.5
-    return settings
+        hyperparams.update(ent_coef="auto", target_entropy=0.25 * spaces.flatdim(action_space))
+    return hyperparams
+
+
+def finetune_hyperparams(
+    algo: str,
+    profile: str,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    n_envs: int,
+    explored_with: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Constructor arguments of an algorithm that fine-tunes a Gaussian policy, as plain data under SB3's names: fast learning
+    from few transitions, one update per four environment steps.
+
+    :param algo: name of an algorithm
+    :param profile: a key of :data:`PROFILES`
+    :param observation_space: observations of the environment
+    :param action_space: actions of the environment
+    :param n_envs: number of environments stepped together
+    :param explored_with: arguments that the pre-trained algorithm was built with, whose networks are kept
+    """
+    known = dict(explored_with or pretrain_hyperparams(algo, profile, observation_space, action_space))
+    if algo == "ppo":
+        return known
+    own = _finetune_learning(PROFILES[profile], n_envs)
+    own["policy_kwargs"] = {"net_arch": list(PROFILES[profile].net_arch)} if explored_with is None else {}
+    if algo != "ddpg":
+        own["policy_kwargs"]["n_critics"] = 2
+    if algo == "sac":
+        own.update(ent_coef="auto_0.01", target_entropy="auto")
+    return merge(known, own)
+
+
+def diffusion_hyperparams(profile: str, n_envs: int) -> dict[str, Any]:
+    """
+    Constructor arguments of an algorithm that fine-tunes a diffusion policy, as plain data under SB3's names.
+
+    :param profile: a key of :data:`PROFILES`
+    :param n_envs: number of environments stepped together
+    """
+    values = PROFILES[profile]
+    policy_kwargs = {"net_arch": list(values.net_arch), "n_critics": 2}
+    return {"policy": "DiffusionPolicy", **_finetune_learning(values, n_envs), "policy_kwargs": policy_kwargs}
+
+
+def _finetune_learning(values: Profile, n_envs: int) -> dict[str, Any]:
+    return {
+        "learning_rate": values.finetune_learning_rate,
+        "gamma": values.gamma,
+        "tau": values.finetune_tau,
+        "batch_size": values.finetune_batch_size,
+        "learning_starts": values.finetune_learning_starts,
+        "train_freq": 1,
+        "gradient_steps": max(1, n_envs // 4),
+    }
+
+
+def _policy_kwargs(values: Profile) -> dict[str, Any]:
+    policy_kwargs: dict[str, Any] = {"net_arch": list(values.net_arch)}
+    if values.features_extractor_class is not None:
+        policy_kwargs["features_extractor_class"] = values.features_extractor_class
+    return policy_kwargs
 
 
 def policy_name(observation_space: spaces.Space) -> str:
-    """Stable-Baselines3's name of the policy for an observation space."""
+    """
+    Name SB3's policy for an observation space.
+
+    :param observation_space: observations of the environment
+    """
     if isinstance(observation_space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(observation_space) else "MlpPolicy"
 
 
+# Plain data -----------------------------------------------------------------------------------------------------------
+
+CLASSES: dict[str, type] = {
+    entry.__name__: entry
+    for entry in (
+        *(FourierExtractor, FlattenExtractor, NatureCNN, CombinedExtractor),
+        *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish, nn.GELU, nn.Tanh),
+        *(th.optim.Adam, th.optim.AdamW, th.optim.RMSprop, th.optim.SGD),
+    )
+}
+"""Classes that hyper-parameters may name, since JSON cannot hold a class."""
+
+
+def merge(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Merge nested settings; neither argument is changed.
+
+    :param defaults: settings
+    :param changes: values that replace those of the same key; mappings are merged key by key
+    """
+    merged = deepcopy(dict(defaults))
+    for key, value in changes.items():
+        known = merged.get(key)
+        merged[key] = merge(known, value) if isinstance(known, dict) and isinstance(value, Mapping) else deepcopy(value)
+    return merged
+
+
+def to_plain(settings: Any) -> Any:
+    """
+    Replace known classes by their names.
+
+    :param settings: nested settings
+    """
+    if isinstance(settings, Mapping):
+        return {key: to_plain(value) for key, value in settings.items()}
+    if isinstance(settings, type) and CLASSES.get(settings.__name__) is settings:
+        return settings.__name__
+    return settings
+
+
+def _from_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`to_plain` for arguments that take a class."""
+    return {
+        key: _from_plain(value)
+        if isinstance(value, Mapping)
+        else CLASSES.get(value, value)
+        if isinstance(value, str) and (key.endswith("_class") or key == "activation_fn")
+        else value
+        for key, value in settings.items()
+    }
+
+
+# Checks and models ----------------------------------------------------------------------------------------------------
+
+_SET_BY_RECIPES = ("env", "seed", "device", "verbose", "action_noise", "replay_buffer_class", "_init_setup_model")
+
+
+def check_algo_kwargs(algo: str, algo_kwargs: Mapping[str, Any], policy: str) -> None:
+    """
+    Check a user's changes against the signatures of algorithm and policy.
+
+    :param algo: name of an algorithm
+    :param algo_kwargs: changes to its hyper-parameters
+    :param policy: name of its policy
+    :raises ValueError: for an unknown argument, with the nearest one, or a value of the wrong type
+    """
+    policy_kwargs = algo_kwargs.get("policy_kwargs")
+    check_kwargs(ALGORITHMS[algo], _from_plain(algo_kwargs), "algo_kwargs", ignore=_SET_BY_RECIPES)
+    if policy_kwargs:
+        ignore = ("observation_space", "action_space", "lr_schedule")
+        policy_class = ALGORITHMS[algo].policy_aliases[policy]
+        check_kwargs(policy_class, _from_plain(policy_kwargs), "algo_kwargs['policy_kwargs']", ignore=ignore)
+
+
+def check_action_space(algo: str, action_space: spaces.Space, env_id: str) -> None:
+    """
+    Refuse an algorithm that cannot act in a space.
+
+    :param algo: name of an algorithm
+    :param action_space: actions of the environment
+    :param env_id: name of the environment in the error message
+    :raises ValueError: if the algorithm needs continuous actions
+    """
+    if algo != "ppo" and not isinstance(action_space, spaces.Box):
+        raise ValueError(f"{algo} needs continuous actions, but {env_id} has {action_space}; use ppo.")
+
+
 def check_device(device: str) -> None:
-    """:raises ValueError: if PyTorch does not know the device, or it is not there"""
+    """
+    Refuse a device that PyTorch does not know or that is not there.
+
+    :param device: PyTorch device
+    :raises ValueError: if it cannot be used
+    """
     try:
         th.empty(0, device=get_device(device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"Unknown device {device!r}, or one that is not there: {str(error).splitlines()[0]}") from None
 
 
-def finetune_settings(observation_space: spaces.Space, n_envs: int) -> dict[str, Any]:
+def build_algorithm(
+    algo: str | type[BaseAlgorithm],
+    env: VecEnv | None,
+    hyperparams: Mapping[str, Any],
+    *,
+    action_noise: float | None = None,
+    **kwargs: Any,
+) -> BaseAlgorithm:
     """
-    Settings of fine-tuning that the diffusion policy and the Gaussian share, measured in the mazes: fast learning from few
-    transitions, one update per four environment steps.
+    Build a model.
 
-    :param observation_space: observations of the environment
-    :param n_envs: environments that are stepped together
-    """
-    small = is_low_dim(observation_space)
-    return {
-        "learning_rate": 1e-3 if small else 5e-4,
-        "gamma": 0.98 if small else 0.99,
-        "tau": 0.02 if small else 0.01,
-        "batch_size": 128 if small else 256,
-        "learning_starts": 1000 if small else 2000,
-        "train_freq": 1,
-        "gradient_steps": max(1, n_envs // 4),
-        "policy_kwargs": {"net_arch": [128, 128] if small else [256, 256], "n_critics": 2},
-    }
-
-
-def default_critic_updates(observation_space: spaces.Space) -> int:
-    """
-    Updates of the critic alone, when fine-tuning begins to learn. On the walker, a pre-trained policy lost most of its return
-    within 250 updates without them. In the mazes there is nothing to lose before the goal is found.
-
-    :param observation_space: observations of the environment
-    """
-    return 0 if is_low_dim(observation_space) else 2000
-
-
-def default_kl_steps(observation_space: spaces.Space) -> int:
-    """
-    Steps over which a pre-trained Gaussian is held near what it was and let go. On the walker, it lost half of its return and
-    more without, even led by a critic that had learned first.
-
-    :param observation_space: observations of the environment
-    """
-    return 0 if is_low_dim(observation_space) else 16_000
-
-
-def build_algorithm(algo: str, env: VecEnv | None, settings: dict[str, Any], **kwargs: Any) -> BaseAlgorithm:
-    """
-    :param algo: name of an algorithm
+    :param algo: name of an algorithm, or its class
     :param env: environment to train in; None for a model whose spaces are set later
-    :param settings: from :func:`default_settings`, possibly changed
+    :param hyperparams: constructor arguments as plain data
+    :param action_noise: standard deviation of Gaussian noise on actions in [-1, 1]
     :param kwargs: further constructor arguments
     """
-    settings = deepcopy(settings)
-    policy_kwargs = settings["policy_kwargs"]
-    if policy_kwargs.pop("features_extractor", None) == "fourier":
-        policy_kwargs["features_extractor_class"] = FourierExtractor
-    noise = settings.pop("action_noise_std", None)
-    if noise is not None and env is not None:
-        # Off-policy algorithms add the noise to actions scaled to [-1, 1].
-        sigma = np.full(env.action_space.shape or (), noise, dtype=np.float32)
+    arguments = _from_plain(deepcopy(dict(hyperparams)))
+    if action_noise and env is not None:
+        sigma = np.full(env.action_space.shape or (), action_noise, dtype=np.float32)
         kwargs["action_noise"] = NormalActionNoise(mean=np.zeros_like(sigma), sigma=sigma)
-    policy = settings.pop("policy")
-    return ALGORITHMS[algo](policy, env, **settings, **kwargs)
-
-
-VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv] | None] = {
-    "auto": None,
-    "dummy": DummyVecEnv,
-    "subproc": SubprocVecEnv,
-}
-"""Ways to step several environments: the fastest in one process, one after another, or each in a process of its own."""
-
-
-def make_training_env(
-    env_id: str, n_envs: int, seed: int, env_kwargs: dict[str, Any] | None = None, vec_env: str = "auto"
-) -> VecEnv:
-    """
-    A VecEnv for training: mazes and bodies in their fast vectorized form, everything else through ``make_vec_env``.
-    Environments of dm_control that shimmy registers get flat observations and actions in [-1, 1].
-
-    :param env_id: id of a registered environment; ``"module:id"`` imports the module first
-    :param n_envs: number of environments
-    :param seed: seed of the environments
-    :param env_kwargs: arguments of the environment
-    :param vec_env: a key of :data:`VEC_ENVS`
-    :raises ValueError: if the id is unknown or the environment cannot be made
-    """
-    if vec_env not in VEC_ENVS:
-        raise ValueError(f"Unknown vec_env {vec_env!r}; choose one of {', '.join(VEC_ENVS)}.")
-    env_kwargs = env_kwargs or {}
-    if vec_env == "auto" and env_id in MAZE_ENV_IDS:
-        return Maze2dSB3VecEnv(env_id, n_envs, seed=seed, **env_kwargs)
-    try:
-        # Before Gymnasium lets shimmy register its environments, as it chooses how to render.
-        wrapper = _control_wrapper() if env_id.startswith("dm_control/") else None
-        gym.spec(env_id)  # fails early and briefly
-        if vec_env == "auto" and env_id in TASKS and TASKS[env_id].domain in VECTORIZED_DOMAINS:
-            settings = {"autoreset_mode": AutoresetMode.SAME_STEP, **env_kwargs}
-            return SB3VecEnv(gym.make_vec(env_id, n_envs, vectorization_mode="vector_entry_point", **settings), seed)
-        is_ours = env_id in TASKS or env_id in MAZE_ENV_IDS
-        return make_vec_env(
-            f"sb3_exdm.envs:{env_id}" if is_ours else env_id,  # other processes may not have imported this package
-            n_envs=n_envs,
-            seed=seed,
-            env_kwargs=env_kwargs,
-            wrapper_class=wrapper,
-            vec_env_cls=VEC_ENVS[vec_env],
-        )
-    except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"Cannot make the environment {env_id!r}: {error}") from error
-
-
-def _control_wrapper() -> type[gym.Wrapper]:
-    """Imported only where it is used, as it needs the extra ``dmc``."""
-    from sb3_exdm.envs.control import ControlWrapper
-
-    return ControlWrapper
-
-
-def needs_normalization(observation_space: spaces.Space) -> bool:
-    """Whether observations should be standardized for the policy: vectors without finite bounds."""
-    if isinstance(observation_space, spaces.Dict):
-        return any(needs_normalization(part) for part in observation_space.spaces.values())
-    return (
-        isinstance(observation_space, spaces.Box)
-        and not is_image_space(observation_space)
-        and not is_bounded_vector(observation_space)
-    )
+    algo_class = ALGORITHMS[algo] if isinstance(algo, str) else algo
+    return algo_class(arguments.pop("policy"), env, **arguments, **kwargs)

@@ -1,34 +1,36 @@
-"""Operators that follow the gradient of the critic in the action: DQL, QSM and DIPO."""
+"""Operators with the gradient of the critic in the action: DQL, QSM and DIPO."""
+
+from typing import Any
 
 import torch as th
 
-from sb3_exdm.finetuning.critics import Batch, PolicyValue
-from sb3_exdm.finetuning.operators.base import Operator
+from sb3_exdm.finetuning.critics import Batch
+from sb3_exdm.finetuning.operators.base import Operator, register_operator
 from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
 
 
-class _GradientOperator(Operator):
-    """An operator whose critic values the actions of the diffusion policy itself."""
-
-    def __init__(self, policy: DiffusionPolicy, *, tau: float = 0.005, learning_rate: float = 1e-3) -> None:
-        super().__init__(policy, tau=tau, learning_rate=learning_rate)
-        self.next_value = PolicyValue(policy)
+class GradientOperator(Operator):
+    """Base class of operators whose critic evaluates the actor; a subclass implements :meth:`improve`."""
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
-        critic_loss = self.critic.learn(batch, self.next_value(batch))
-        self.policy.critic.requires_grad_(False)
-        actor_loss = self.improve(batch)
-        self.policy.critic.requires_grad_(True)
-        return {"critic_loss": critic_loss, "actor_loss": actor_loss}
+        with th.no_grad():
+            next_actions = self.policy.actor.sample_actions(batch.next_features, 1)
+            next_values = self.policy.critic_target.min_q(batch.next_features, next_actions)[:, 0]
+        return {"critic_loss": self.update_critic(batch, next_values), "actor_loss": self.improve(batch)}
 
     def improve(self, batch: Batch) -> th.Tensor:
-        """One step of the actor; returns its loss."""
+        """
+        Take one step of the actor's optimizer.
+
+        :param batch: transitions
+        :return: loss, a scalar
+        """
         raise NotImplementedError
 
     def _value_gradient(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
-        Gradient of the smaller critic in the action, divided by its root mean square over the batch, so that a step means the
-        same for rewards of every scale; ``(batch, action_dim)``.
+        Gradient of the minimum of the critics in the action, divided by its root mean square over the batch, so that a step
+        has the same meaning for rewards of every scale; ``(batch, action_dim)``.
         """
         with th.enable_grad():
             actions = actions.detach().requires_grad_()
@@ -37,19 +39,19 @@ class _GradientOperator(Operator):
         return gradient / gradient.square().mean().sqrt().clamp_min(1e-6)
 
 
-class DQL(_GradientOperator):
+@register_operator("dql")
+class DQL(GradientOperator):
     r"""
-    Diffusion Q-learning (arXiv 2208.06193): denoising error on the actions of the data minus :math:`\eta Q(s, a)`, with the
-    gradient of Q taken through the whole chain that made the action a.
+    Diffusion Q-learning (arXiv 2208.06193): denoising error of the actions in the data minus :math:`\eta Q(s, a)`, with the
+    gradient of Q through all sampling steps of the action a.
 
-    :param policy: the policy
-    :param tau: how far target critics follow in one update
-    :param learning_rate: ignored, the policy's optimizers are used
-    :param eta: weight of the value, which is divided by its mean size over the batch
+    :param policy: policy to improve
+    :param eta: weight of the value, which is divided by its mean absolute value over the batch
+    :param kwargs: arguments of :class:`Operator`
     """
 
-    def __init__(self, policy: DiffusionPolicy, *, tau: float = 0.005, learning_rate: float = 1e-3, eta: float = 1.0) -> None:
-        super().__init__(policy, tau=tau, learning_rate=learning_rate)
+    def __init__(self, policy: DiffusionPolicy, *, eta: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.eta = eta
 
     def improve(self, batch: Batch) -> th.Tensor:
@@ -68,54 +70,45 @@ class DQL(_GradientOperator):
         return loss.detach()
 
 
-class QSM(_GradientOperator):
+@register_operator("qsm")
+class QSM(GradientOperator):
     r"""
-    Q-score matching (arXiv 2312.11752): the score of the policy regresses on :math:`c\, \nabla_a Q`, so the noise prediction
-    on
-    :math:`-\sigma_t\, c\, \nabla_a Q(s, a_t)`.
+    Q-score matching (arXiv 2312.11752): the score of the policy is regressed on :math:`c\, \nabla_a Q`, which means the noise
+    prediction on :math:`-\sigma_t\, c\, \nabla_a Q(s, a_t)`.
 
-    :param policy: the policy
-    :param tau: how far target critics follow in one update
-    :param learning_rate: ignored, the policy's optimizers are used
+    :param policy: policy to improve
     :param scale: c, for gradients of root mean square 1
+    :param kwargs: arguments of :class:`Operator`
     """
 
-    def __init__(
-        self, policy: DiffusionPolicy, *, tau: float = 0.005, learning_rate: float = 1e-3, scale: float = 1.0
-    ) -> None:
-        super().__init__(policy, tau=tau, learning_rate=learning_rate)
+    def __init__(self, policy: DiffusionPolicy, *, scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.scale = scale
 
     def improve(self, batch: Batch) -> th.Tensor:
+        model = self.policy.actor.model
+
         def target(x_t: th.Tensor, log_snr: th.Tensor) -> th.Tensor:
-            _, sigma = self.policy.actor.model.levels(log_snr)
+            _, sigma = model.levels(log_snr)
             return -sigma.unsqueeze(1) * self.scale * self._value_gradient(batch.features, x_t.clamp(-1.0, 1.0))
 
-        return self.policy.actor.model.fit(batch.actions, batch.features, target=target)
+        return model.fit(batch.actions, batch.features, target=target)
 
 
-class DIPO(_GradientOperator):
+@register_operator("dipo")
+class DIPO(GradientOperator):
     """
-    Diffusion policy with action gradients (arXiv 2305.13122): the actions of the data climb the value, and the actor is fitted
-    to where they arrive. The climb starts anew from the data in every update, where the published method stores its end.
+    Diffusion policy with action gradients (arXiv 2305.13122): the actions in the data ascend the value, and the actor is
+    fitted to the results. The ascent starts from the data in every update; the published method stores the results.
 
-    :param policy: the policy
-    :param tau: how far target critics follow in one update
-    :param learning_rate: ignored, the policy's optimizers are used
-    :param n_gradient_steps: steps of the climb
-    :param step_size: of one step, for gradients of root mean square 1, in units of [-1, 1]
+    :param policy: policy to improve
+    :param n_gradient_steps: number of gradient steps in the action
+    :param step_size: size of a step for gradients of root mean square 1, in units of [-1, 1]
+    :param kwargs: arguments of :class:`Operator`
     """
 
-    def __init__(
-        self,
-        policy: DiffusionPolicy,
-        *,
-        tau: float = 0.005,
-        learning_rate: float = 1e-3,
-        n_gradient_steps: int = 8,
-        step_size: float = 0.05,
-    ) -> None:
-        super().__init__(policy, tau=tau, learning_rate=learning_rate)
+    def __init__(self, policy: DiffusionPolicy, *, n_gradient_steps: int = 8, step_size: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.n_gradient_steps = n_gradient_steps
         self.step_size = step_size
 

@@ -5,32 +5,28 @@ from typing import Any, ClassVar
 import torch as th
 
 from sb3_exdm.finetuning.critics import Batch, ExpectileValue
-from sb3_exdm.finetuning.operators.base import Operator
+from sb3_exdm.finetuning.operators.base import Operator, register_operator
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy
 
 
+@register_operator("idql")
 class IDQL(Operator):
     """
-    Implicit diffusion Q-learning (arXiv 2304.10573): an IQL critic chooses among actions of the pre-trained policy, which
-    stays as it is.
+    Implicit diffusion Q-learning (arXiv 2304.10573): an IQL critic selects among actions of the pre-trained policy, which is
+    not trained.
 
-    :param policy: the policy
-    :param tau: how far target critics follow in one update
-    :param learning_rate: of the critic
-    :param expectile: of IQL
+    :param policy: policy to improve
+    :param expectile: expectile of IQL
+    :param kwargs: arguments of :class:`Operator`
     """
 
-    acting: ClassVar[ActionSelection] = ActionSelection(actor=0, behavior=16)
+    action_selection: ClassVar[ActionSelection] = ActionSelection(actor=0, behavior=16)
 
-    def __init__(
-        self, policy: DiffusionPolicy, *, tau: float = 0.005, learning_rate: float = 1e-3, expectile: float = 0.7
-    ) -> None:
-        super().__init__(policy, tau=tau, learning_rate=learning_rate)
-        self.value = ExpectileValue(policy, expectile, learning_rate)
+    def __init__(self, policy: DiffusionPolicy, *, expectile: float = 0.7, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
+        self.value = ExpectileValue(policy, expectile, self.learning_rate)
+        self.parts = {"value": self.value}
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
         value_loss = self.value.learn(batch)
-        return {"value_loss": value_loss, "critic_loss": self.critic.learn(batch, self.value(batch))}
-
-    def parts(self) -> dict[str, Any]:
-        return {"value": self.value}
+        return {"value_loss": value_loss, "critic_loss": self.update_critic(batch, self.value.next_values(batch))}

@@ -1,48 +1,39 @@
-"""Propose and select: the default."""
+"""Select: the default operator."""
 
 from typing import Any, ClassVar
 
 import torch as th
 
 from sb3_exdm.finetuning.critics import Batch, GaussianUpdate
-from sb3_exdm.finetuning.operators.base import Operator
+from sb3_exdm.finetuning.operators.base import Operator, register_operator
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy
 
 
+@register_operator("select")
 class Select(Operator):
     """
-    The pre-trained diffusion policy and the Gaussian both propose actions, and the critic takes the best. The Gaussian learns
-    from the same critic as in SAC, and the critic values what the Gaussian does, since the best of many proposals would be the
-    one that it over-estimates most. The diffusion policy reaches everything that was explored, which a Gaussian that has
-    settled does not; the Gaussian is precise where the diffusion policy only samples (compare EXPO, arXiv 2507.07986, and
-    PA-RL, 2412.06685).
+    Pre-trained diffusion policy and Gaussian propose actions, and the critic selects the best. The Gaussian is trained as in
+    SAC. The critic evaluates the Gaussian alone, because the best of many candidates would be the most overestimated one. The
+    diffusion policy covers everything that was explored, the Gaussian is precise (compare EXPO, arXiv 2507.07986, and PA-RL,
+    arXiv 2412.06685).
 
-    :param policy: the policy
-    :param tau: how far target critics follow in one update
-    :param learning_rate: of Gaussian and temperature
-    :param ent_coef: temperature of the Gaussian to begin with
-    :param target_entropy: of the Gaussian, minus the dimension of the actions by default
+    :param policy: policy to improve
+    :param ent_coef: initial temperature of the Gaussian
+    :param target_entropy: target entropy of the Gaussian; minus the dimension of the actions by default
+    :param kwargs: arguments of :class:`Operator`
     """
 
-    acting: ClassVar[ActionSelection] = ActionSelection(actor=0, behavior=8, gaussian=2)
+    action_selection: ClassVar[ActionSelection] = ActionSelection(actor=0, behavior=8, gaussian=2)
 
     def __init__(
-        self,
-        policy: DiffusionPolicy,
-        *,
-        tau: float = 0.005,
-        learning_rate: float = 1e-3,
-        ent_coef: float = 0.01,
-        target_entropy: float | None = None,
+        self, policy: DiffusionPolicy, *, ent_coef: float = 0.01, target_entropy: float | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(policy, tau=tau, learning_rate=learning_rate)
-        self.gaussian = GaussianUpdate(policy, learning_rate, ent_coef, target_entropy)
+        super().__init__(policy, **kwargs)
+        self.gaussian = GaussianUpdate(policy, self.learning_rate, ent_coef, target_entropy)
+        self.parts = {"gaussian": self.gaussian}
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
         return {**self.learn_critic(batch), **self.gaussian.learn(batch)}
 
     def learn_critic(self, batch: Batch) -> dict[str, th.Tensor]:
-        return {"critic_loss": self.critic.learn(batch, self.gaussian(batch))}
-
-    def parts(self) -> dict[str, Any]:
-        return {"gaussian": self.gaussian}
+        return {"critic_loss": self.update_critic(batch, self.gaussian.next_values(batch))}

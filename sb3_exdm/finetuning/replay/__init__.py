@@ -1,1 +1,1 @@
-"""The replay buffer of fine-tuning."""
+"""Replay buffer of fine-tuning."""

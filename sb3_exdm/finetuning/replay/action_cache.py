@@ -1,4 +1,4 @@
-"""Actions that are kept for the observations of a replay buffer."""
+"""Cache of actions of the pre-trained policy."""
 
 from collections.abc import Callable
 
@@ -7,40 +7,40 @@ import numpy as np
 from sb3_exdm.common.validation import check_finite
 
 ActionSampler = Callable[[np.ndarray], np.ndarray]
-"""Raw observations ``(n, *obs_shape)`` to scaled actions ``(n, n_candidates, action_dim)``."""
+"""Maps raw observations ``(n, *obs_shape)`` to scaled actions ``(n, n_actions, action_dim)``."""
 
 
 class ActionCache:
     """
-    Actions kept for the observations of rows, computed once for each.
+    Actions for the observations of stored transitions, each computed once.
 
-    :param n_rows: number of rows
-    :param n_candidates: actions per row
-    :param action_dim: size of an action
+    :param n_transitions: number of transitions
+    :param n_actions: actions per transition
+    :param action_dim: dimension of an action
     """
 
-    def __init__(self, n_rows: int, n_candidates: int, action_dim: int) -> None:
-        self.actions = np.zeros((n_rows, n_candidates, action_dim), dtype=np.float32)
-        self.known = np.zeros(n_rows, dtype=bool)
+    def __init__(self, n_transitions: int, n_actions: int, action_dim: int) -> None:
+        self.actions = np.zeros((n_transitions, n_actions, action_dim), dtype=np.float32)
+        self.is_filled = np.zeros(n_transitions, dtype=bool)
 
-    def complete(self, observations: np.ndarray, sampler: ActionSampler, chunk: int) -> None:
+    def fill(self, observations: np.ndarray, sampler: ActionSampler, chunk_size: int) -> None:
         """
-        Compute what is missing.
+        Compute the missing actions.
 
-        :param observations: of the rows that hold a transition, ``(n, *obs_shape)`` with n at most ``n_rows``
-        :param sampler: gives actions for observations
-        :param chunk: observations per call
-        :raises ValueError: if what it gives has another shape, or is not finite
+        :param observations: observations of the stored transitions, ``(n, *obs_shape)`` with n at most ``n_transitions``
+        :param sampler: draws actions
+        :param chunk_size: observations per call of the sampler
+        :raises ValueError: if the actions have another shape, or are not finite
         """
-        missing = np.flatnonzero(~self.known[: len(observations)])
-        for begin in range(0, len(missing), chunk):
-            rows = missing[begin : begin + chunk]
-            actions = np.asarray(sampler(observations[rows]))
-            expected = (len(rows), *self.actions.shape[1:])
+        missing = np.flatnonzero(~self.is_filled[: len(observations)])
+        for begin in range(0, len(missing), chunk_size):
+            indices = missing[begin : begin + chunk_size]
+            actions = np.asarray(sampler(observations[indices]))
+            expected = (len(indices), *self.actions.shape[1:])
             if actions.shape != expected:
                 raise ValueError(
-                    f"The sampler must return actions (n, n_candidates, action_dim) = {expected}, got {actions.shape}."
+                    f"The sampler must return actions (n, n_actions, action_dim) = {expected}, got {actions.shape}."
                 )
             check_finite(actions, "sampler's actions")
-            self.actions[rows] = actions
-            self.known[rows] = True
+            self.actions[indices] = actions
+            self.is_filled[indices] = True

@@ -1,4 +1,4 @@
-"""A replay buffer for adapting to a task: offline rows beside the online ones, more of the rare successes, kept actions."""
+"""Replay buffer of fine-tuning: offline beside online transitions, oversampled successes, cached actions."""
 
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -6,19 +6,19 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_exdm.common.validation import check_integers
 from sb3_exdm.finetuning.replay.action_cache import ActionCache, ActionSampler
 from sb3_exdm.finetuning.replay.success_index import SuccessIndex, near_success
-from sb3_exdm.finetuning.replay.transitions import Transitions, check_boxes, offline_transitions
+from sb3_exdm.finetuning.replay.transitions import Transitions, offline_transitions
 
 SelfFinetuneReplayBuffer = TypeVar("SelfFinetuneReplayBuffer", bound="FinetuneReplayBuffer")
 
 
 class FinetuneSamples(NamedTuple):
-    """Stable-Baselines3's ``ReplayBufferSamples``, and the actions kept for the observations."""
+    """``ReplayBufferSamples`` of Stable-Baselines3, with cached actions."""
 
     observations: th.Tensor
     actions: th.Tensor
@@ -26,41 +26,39 @@ class FinetuneSamples(NamedTuple):
     dones: th.Tensor
     rewards: th.Tensor
     discounts: th.Tensor
-    candidates: th.Tensor | None = None
-    """``(batch, n_candidates, action_dim)``"""
-    next_candidates: th.Tensor | None = None
-    """The same for ``next_observations``."""
+    cached_actions: th.Tensor | None = None
+    """Actions for the observations, ``(batch, n_actions, action_dim)``."""
+    next_cached_actions: th.Tensor | None = None
+    """Actions for the next observations."""
 
 
 class FinetuneReplayBuffer(ReplayBuffer):
     """
-    Replay buffer for adapting to a task, for ``replay_buffer_class`` of any off-policy algorithm with Box spaces.
+    Replay buffer of fine-tuning, for ``replay_buffer_class`` of any off-policy algorithm with Box spaces.
 
-    A batch is made of ``success_fraction`` favored rows, drawn uniformly from those at most ``success_horizon`` steps
-    before a positive reward of the same episode (if there are any), and of rows drawn uniformly from the offline part
-    (``offline_fraction`` of the rest, if both parts hold some) and from what the agent collected. If more than half of all
-    rows are favored, rewards are not rare and nothing is favored. Transitions come in groups; their order means nothing.
+    ``success_fraction`` of a batch are transitions near a success, which means at most ``success_horizon`` steps before a
+    positive reward of the same episode. The rest is drawn uniformly, ``offline_fraction`` of it from the offline transitions.
+    If more than half of all transitions are near a success, rewards are not sparse and none are oversampled. The order of the
+    transitions in a batch is not random.
 
-    With ``n_steps > 1`` up to n rewards are summed, fewer where an episode ends or the buffer does. A row whose observation
-    is not the next observation of the row before begins an episode, so that an environment that was reset between two calls
-    of ``learn`` is no trap. The algorithm's own ``n_steps`` is ignored by Stable-Baselines3 for custom buffers: set it here,
-    with the same ``gamma``.
+    With ``n_steps > 1`` returns stop where an episode ends. A transition whose observation is not the next observation of
+    the transition before starts an episode, because an environment may be reset between two calls of ``learn``.
+    Stable-Baselines3 ignores the algorithm's ``n_steps`` for custom buffers: set it here, with the algorithm's ``gamma``.
 
-    :param buffer_size: number of online transitions
+    :param buffer_size: maximum number of online transitions
     :param observation_space: a Box
     :param action_space: a Box with finite bounds
     :param device: PyTorch device of the samples
     :param n_envs: number of parallel environments
     :param optimize_memory_usage: not supported
-    :param handle_timeout_termination: whether the value of what follows a time limit counts
-    :param n_steps: steps of the return, at least 1
-    :param gamma: discount within the n steps, in [0, 1]; the same as the algorithm's
-    :param success_fraction: part of a batch that is favored rows, in [0, 1]
-    :param success_horizon: steps before a success that are favored with it, at least 0
-    :param offline_fraction: part of the rest that is offline rows, in [0, 1]
-    :param seed: of the generator that draws the batches; None to draw the seed from numpy's global generator, which the
-        algorithm's seed has set
-    :raises ValueError: for anything else
+    :param handle_timeout_termination: whether the value of the state after a time limit counts
+    :param n_steps: number of steps of a return, at least 1
+    :param gamma: discount factor within a return, in [0, 1]
+    :param success_fraction: fraction of a batch near a success, in [0, 1]
+    :param success_horizon: largest number of steps to a success, at least 0
+    :param offline_fraction: fraction of offline transitions in the rest of a batch, in [0, 1]
+    :param seed: seed of the sampling; None to draw it from numpy's global generator, which the algorithm's seed has set
+    :raises ValueError: for other spaces, or settings out of range
     """
 
     def __init__(
@@ -80,15 +78,21 @@ class FinetuneReplayBuffer(ReplayBuffer):
         offline_fraction: float = 0.5,
         seed: int | None = None,
     ) -> None:
-        check_boxes(observation_space, action_space)
+        if not isinstance(observation_space, spaces.Box):
+            raise ValueError(
+                f"FinetuneReplayBuffer needs Box observations, got {observation_space}. Flatten others with "
+                "gymnasium.wrappers.FlattenObservation."
+            )
+        if not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
+            raise ValueError(f"FinetuneReplayBuffer needs a Box of actions with finite bounds, got {action_space}.")
         check_integers(n_steps=(n_steps, 1), success_horizon=(success_horizon, 0))
         for name, value in dict(gamma=gamma, success_fraction=success_fraction, offline_fraction=offline_fraction).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
         if optimize_memory_usage:
             raise ValueError(
-                "FinetuneReplayBuffer does not support optimize_memory_usage=True: the last observation of an episode would "
-                "be lost. Leave it out, or choose a smaller buffer_size."
+                "FinetuneReplayBuffer does not support optimize_memory_usage=True, which loses the last observation of an "
+                "episode. Leave it out, or choose a smaller buffer_size."
             )
         super().__init__(
             buffer_size,
@@ -108,61 +112,56 @@ class FinetuneReplayBuffer(ReplayBuffer):
         self._offline: Transitions | None = None
         self._near_success_offline = np.zeros(0, dtype=np.int64)
         self._lowest_reward, self._highest_reward = float("inf"), -float("inf")
-        self.drop_candidates()
+        self.clear_cached_actions()
 
     @classmethod
     def from_buffer(cls: type[SelfFinetuneReplayBuffer], buffer: ReplayBuffer, **kwargs: Any) -> SelfFinetuneReplayBuffer:
         """
-        A buffer of the same size that holds copies of the same rows. The return has as many steps as the other buffer's.
+        Copy the transitions of another buffer, with its size and its number of steps of a return.
 
-        :param buffer: any replay buffer with Box spaces
+        :param buffer: replay buffer with Box spaces
         :param kwargs: further arguments of the constructor
-        :raises ValueError: if it was made with ``optimize_memory_usage``, or for other spaces
+        :raises ValueError: if the buffer uses ``optimize_memory_usage``, or for other spaces
         """
         settings = {
             "device": buffer.device,
             "n_envs": buffer.n_envs,
             "optimize_memory_usage": buffer.optimize_memory_usage,
             "handle_timeout_termination": buffer.handle_timeout_termination,
-            **{name: getattr(buffer, name) for name in ("n_steps", "gamma") if hasattr(buffer, name)},
-            **kwargs,
         }
-        new = cls(buffer.buffer_size * buffer.n_envs, buffer.observation_space, buffer.action_space, **settings)
-        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
-            getattr(new, name)[:] = getattr(buffer, name)
-        new.pos, new.full = buffer.pos, buffer.full
-        order = (np.arange(new.size()) + (new.pos if new.full else 0)) % new.buffer_size  # in the order of time
-        ends = new.dones[order] > 0  # (size, n_envs)
-        jumps = new.observations[order[1:]] != new.next_observations[order[:-1]]
-        ends[:-1] |= jumps.any(axis=tuple(range(2, jumps.ndim)))
-        new._success_index.rebuild(order, ends, new.rewards[order] > 0)
-        if len(order):
-            new._see_rewards(new.rewards[order])
+        if isinstance(buffer, (NStepReplayBuffer, FinetuneReplayBuffer)):
+            settings.update(n_steps=buffer.n_steps, gamma=buffer.gamma)
+        new = cls(buffer.buffer_size * buffer.n_envs, buffer.observation_space, buffer.action_space, **{**settings, **kwargs})
+        for i in range(buffer.size()):
+            pos = (i + buffer.pos) % buffer.buffer_size if buffer.full else i  # in the order of time
+            infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in buffer.timeouts[pos]]
+            step = buffer.observations[pos], buffer.next_observations[pos], buffer.actions[pos], buffer.rewards[pos]
+            new.add(*step, buffer.dones[pos], infos)
         if isinstance(buffer, FinetuneReplayBuffer) and buffer._offline is not None:
             new._set_offline(buffer._offline)
         return new
 
     @property
     def n_online(self) -> int:
-        """Number of rows that the agent collected."""
+        """Number of online transitions."""
         return self.size() * self.n_envs
 
     @property
     def n_offline(self) -> int:
-        """Number of offline rows."""
+        """Number of offline transitions."""
         return 0 if self._offline is None else len(self._offline)
 
     @property
     def n_near_success(self) -> int:
-        """Number of rows shortly before a success, even if they are too many to be favored."""
+        """Number of transitions near a success."""
         return self._success_index.n_near_success + len(self._near_success_offline)
 
     @property
     def has_signal(self) -> bool:
-        """Whether two rewards ever differed. As long as all are the same there is nothing to learn from them."""
+        """Whether two different rewards were stored. There is nothing to learn from equal rewards."""
         return self._lowest_reward < self._highest_reward
 
-    def _see_rewards(self, rewards: np.ndarray) -> None:
+    def _update_reward_range(self, rewards: np.ndarray) -> None:
         self._lowest_reward = min(self._lowest_reward, float(rewards.min()))
         self._highest_reward = max(self._highest_reward, float(rewards.max()))
 
@@ -175,23 +174,23 @@ class FinetuneReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store one step of all environments."""
+        """Add one step of all environments."""
         pos, is_first = self.pos, self.size() == 0
         super().add(obs, next_obs, action, reward, done, infos)
         same = (self.observations[pos] == self.next_observations[pos - 1]).reshape(self.n_envs, -1).all(axis=1)
-        follows = same & (self.dones[pos - 1] == 0) & (not is_first)
-        self._success_index.add(pos, follows, self.rewards[pos] > 0)
-        self._see_rewards(self.rewards[pos])
-        for candidates in self._kept_online.values():
-            candidates.known[pos * self.n_envs : (pos + 1) * self.n_envs] = False
-        self._complete = False
+        continues = same & (self.dones[pos - 1] == 0) & (not is_first)
+        self._success_index.add(pos, continues, self.rewards[pos] > 0)
+        self._update_reward_range(self.rewards[pos])
+        for cache in self._online_cache.values():
+            cache.is_filled[pos * self.n_envs : (pos + 1) * self.n_envs] = False
+        self._cache_is_current = False
 
     def reset(self) -> None:
-        """Forget the online rows; the offline ones stay."""
+        """Remove the online transitions. The offline ones stay."""
         super().reset()
         self._success_index.clear()
-        for candidates in self._kept_online.values():
-            candidates.known[:] = False
+        for cache in self._online_cache.values():
+            cache.is_filled[:] = False
 
     def add_offline(self, transitions: dict[str, np.ndarray]) -> None:
         """
@@ -200,69 +199,69 @@ class FinetuneReplayBuffer(ReplayBuffer):
 
         :param transitions: ``observations``, ``next_observations`` ``(n, *obs_shape)``, ``actions`` ``(n, *action_shape)`` in
             the units of the environment, ``rewards``, ``terminated``, ``truncated`` and the integers ``env_indices``
-            ``(n,)``, the rows of each environment in the order of time; other keys are ignored
-        :raises ValueError: if something is missing, has another shape or is not finite
+            ``(n,)``, in the order of time for each environment; other keys are ignored
+        :raises ValueError: if an array is missing, has another shape or is not finite
         """
         assert isinstance(self.observation_space, spaces.Box) and isinstance(self.action_space, spaces.Box)
         new = offline_transitions(transitions, self.observation_space, self.action_space, self.handle_timeout_termination)
-        self._set_offline(new if self._offline is None else self._offline.followed_by(new))
+        self._set_offline(new if self._offline is None else self._offline.concatenate(new))
 
-    def _set_offline(self, rows: Transitions) -> None:
-        self._offline = rows
-        near = near_success(rows.rewards[:, None] > 0, rows.ends[:, None], self.success_horizon)
+    def _set_offline(self, transitions: Transitions) -> None:
+        self._offline = transitions
+        near = near_success(transitions.rewards[:, None] > 0, transitions.ends[:, None], self.success_horizon)
         self._near_success_offline = np.flatnonzero(near)
-        self._see_rewards(rows.rewards)
-        self._kept_offline.clear()
-        self._complete = False
+        self._update_reward_range(transitions.rewards)
+        self._offline_cache.clear()
+        self._cache_is_current = False
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> FinetuneSamples:  # type: ignore[override]
         """
-        Draw a batch.
+        Sample a batch.
 
-        :param batch_size: number of rows
+        :param batch_size: number of transitions
         :param env: normalizes observations and rewards
-        :raises ValueError: if there are no rows
-        :raises RuntimeError: if rows were added since :meth:`cache_candidates`
+        :raises ValueError: if the buffer is empty
+        :raises RuntimeError: if transitions were added since :meth:`cache_actions`
         """
         if self.n_online + self.n_offline == 0:
             raise ValueError("The buffer is empty: add transitions before sampling.")
-        online, offline = self._draw_near_success(batch_size)
+        online, offline = self._sample_near_success(batch_size)
         rest = batch_size - len(online) - len(offline)
         n_offline = rest if not self.n_online else round(self.offline_fraction * rest) if self.n_offline else 0
         if n_offline:
             offline = np.concatenate((offline, self._rng.integers(self.n_offline, size=n_offline)))
         if rest > n_offline:
             online = np.concatenate((online, self._rng.integers(self.n_online, size=rest - n_offline)))
-        return self._collect(online, offline, env)
+        return self._gather(online, offline, env)
 
-    def _draw_near_success(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Favoured online and offline rows for a batch."""
+    def _sample_near_success(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of online and offline transitions near a success."""
         n_near_success = self.n_near_success
-        # Half of the rows: beyond that successes are no rarity, and their neighborhoods would only narrow the batch.
+        # Half of the transitions: beyond that rewards are not sparse, and oversampling would only narrow the batch.
         if not 0 < n_near_success <= (self.n_online + self.n_offline) / 2:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        favored_online = self._success_index.near_success_rows()
+        online = self._success_index.near_success_indices()
         drawn = self._rng.integers(n_near_success, size=round(self.success_fraction * batch_size))
-        is_online = drawn < len(favored_online)
-        return favored_online[drawn[is_online]], self._near_success_offline[drawn[~is_online] - len(favored_online)]
+        is_online = drawn < len(online)
+        return online[drawn[is_online]], self._near_success_offline[drawn[~is_online] - len(online)]
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> FinetuneSamples:  # type: ignore[override]
         envs = self._rng.integers(self.n_envs, size=len(batch_inds))
-        return self._collect(batch_inds * self.n_envs + envs, np.zeros(0, dtype=np.int64), env)
+        return self._gather(batch_inds * self.n_envs + envs, np.zeros(0, dtype=np.int64), env)
 
-    def _collect(self, online: np.ndarray, offline: np.ndarray, env: VecNormalize | None) -> FinetuneSamples:
-        if self._kept_online and not self._complete:
+    def _gather(self, online: np.ndarray, offline: np.ndarray, env: VecNormalize | None) -> FinetuneSamples:
+        if self._online_cache and not self._cache_is_current:
             raise RuntimeError(
-                "Transitions were added since their candidates were computed: call cache_candidates before sampling, or "
-                "drop_candidates to do without."
+                "Transitions were added since their actions were cached: call cache_actions before sampling, or "
+                "clear_cached_actions to do without."
             )
         settings = (self.n_steps, self.gamma, partial(self._normalize_reward, env=env))
         parts = []
         if len(online):
-            parts.append(self._ring().gather(online, *settings, self._kept_online))
+            parts.append(self._ring().gather(online, *settings, self._online_cache))
         if len(offline):
             assert self._offline is not None
-            parts.append(self._offline.gather(offline, *settings, self._kept_offline))
+            parts.append(self._offline.gather(offline, *settings, self._offline_cache))
         batch = parts[0]
         if len(parts) > 1:
             batch = {key: np.concatenate([part[key] for part in parts]) for key in batch}
@@ -271,12 +270,12 @@ class FinetuneReplayBuffer(ReplayBuffer):
         return FinetuneSamples(**{key: self.to_torch(array, copy=False) for key, array in batch.items()})
 
     def _ring(self) -> Transitions:
-        # Made of views every time: views that were kept would become copies when the buffer is pickled.
-        n_rows = self.buffer_size * self.n_envs
+        # Views, made anew every time, because stored views would be pickled as copies.
+        n = self.buffer_size * self.n_envs
         return Transitions(
-            self.observations.reshape(n_rows, *self.obs_shape),
-            self.next_observations.reshape(n_rows, *self.obs_shape),
-            self.actions.reshape(n_rows, self.action_dim),
+            self.observations.reshape(n, *self.obs_shape),
+            self.next_observations.reshape(n, *self.obs_shape),
+            self.actions.reshape(n, self.action_dim),
             self.rewards.ravel(),
             self.dones.ravel(),
             self.timeouts.ravel(),
@@ -284,42 +283,44 @@ class FinetuneReplayBuffer(ReplayBuffer):
             stride=self.n_envs,
         )
 
-    def cache_candidates(
-        self, sampler: ActionSampler, n_candidates: int, *, next_observations: bool = False, chunk: int = 4096
+    def cache_actions(
+        self, sampler: ActionSampler, n_actions: int, *, next_observations: bool = False, chunk_size: int = 4096
     ) -> None:
         """
-        Make sure that every row has actions for its observation, which samples then carry. Only rows that were added since
-        the last call are computed; another ``n_candidates`` starts afresh. Once it was called, it must be called again
-        between adding and sampling.
+        Cache actions for the observations of all transitions; samples then hold them. Only new transitions are computed, all
+        if ``n_actions`` changes. After the first call, call it again between adding and sampling.
 
-        :param sampler: raw observations ``(n, *obs_shape)`` to scaled actions ``(n, n_candidates, action_dim)``
-        :param n_candidates: actions per row, at least 1
-        :param next_observations: also for the next observations
-        :param chunk: observations per call of the sampler, at least 1
+        :param sampler: maps raw observations ``(n, *obs_shape)`` to scaled actions ``(n, n_actions, action_dim)``
+        :param n_actions: actions per transition, at least 1
+        :param next_observations: whether actions for the next observations are cached too
+        :param chunk_size: observations per call of the sampler, at least 1
         :raises ValueError: if the actions have another shape, or are not finite
         """
-        check_integers(n_candidates=(n_candidates, 1), chunk=(chunk, 1))
-        if self._kept_online and self._kept_online["observations"].actions.shape[1] != n_candidates:
-            self.drop_candidates()
-        self._complete = False  # should the sampler fail
-        parts = [(self._kept_online, self._ring(), self.n_online)]
+        check_integers(n_actions=(n_actions, 1), chunk_size=(chunk_size, 1))
+        if self._online_cache and self._online_cache["observations"].actions.shape[1] != n_actions:
+            self.clear_cached_actions()
+        self._cache_is_current = False  # should the sampler fail
+        parts = [(self._online_cache, self._ring(), self.n_online)]
         if self._offline is not None:
-            parts.append((self._kept_offline, self._offline, self.n_offline))
-        for kept, rows, n_rows in parts:
-            for side in ("observations", "next_observations") if next_observations else ("observations",):
-                if side not in kept:
-                    kept[side] = ActionCache(len(rows), n_candidates, self.action_dim)
-                kept[side].complete(getattr(rows, side)[:n_rows], sampler, chunk)
-            if not next_observations:
-                kept.pop("next_observations", None)
-        self._complete = True
+            parts.append((self._offline_cache, self._offline, self.n_offline))
+        for cache, transitions, n in parts:
+            observations = {"observations": transitions.observations}
+            if next_observations:
+                observations["next_observations"] = transitions.next_observations
+            else:
+                cache.pop("next_observations", None)
+            for name, array in observations.items():
+                if name not in cache:
+                    cache[name] = ActionCache(len(transitions), n_actions, self.action_dim)
+                cache[name].fill(array[:n], sampler, chunk_size)
+        self._cache_is_current = True
 
-    def drop_candidates(self) -> None:
-        """Forget the kept actions, for instance because the policy that they were drawn from has changed."""
-        self._kept_online: dict[str, ActionCache] = {}
-        self._kept_offline: dict[str, ActionCache] = {}
-        self._complete = False  # whether every row has its actions
+    def clear_cached_actions(self) -> None:
+        """Remove the cached actions, for instance because the policy that drew them has changed."""
+        self._online_cache: dict[str, ActionCache] = {}  # of "observations" and "next_observations"
+        self._offline_cache: dict[str, ActionCache] = {}
+        self._cache_is_current = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the kept actions, which can be computed again."""
-        return {**self.__dict__, "_kept_online": {}, "_kept_offline": {}, "_complete": False}
+        """Exclude the cached actions, which can be computed again."""
+        return {**self.__dict__, "_online_cache": {}, "_offline_cache": {}, "_cache_is_current": False}

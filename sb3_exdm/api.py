@@ -1,0 +1,62 @@
+"""The public names of the package, all available as ``sb3_exdm.NAME``."""
+
+from sb3_exdm import envs
+from sb3_exdm.exploration.callbacks import IntrinsicRewardCallback
+from sb3_exdm.exploration.replay_buffer import ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer
+from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper
+from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
+from sb3_exdm.finetuning.callback import DiffusionFinetuneCallback
+from sb3_exdm.finetuning.operators import OPERATORS, Operator, register_operator
+from sb3_exdm.finetuning.relabel import relabel
+from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer
+from sb3_exdm.metrics import BinCoverage, StateCoverage, state_coverage
+from sb3_exdm.policies import DiffusionActor, DiffusionPolicy, DiffusionTD3Policy
+from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain, record_video
+from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
+from sb3_exdm.rewards.registry import REWARDS, load_reward, make_reward, register_reward
+from sb3_exdm.rewards.score import ScoreModel
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
+from sb3_exdm.runs.envs import EnvFactory, register_env_factory
+from sb3_exdm.runs.folder import RunFolder, RunInterrupted
+
+__all__ = [
+    "OPERATORS",
+    "REWARDS",
+    "BinCoverage",
+    "DiffusionActor",
+    "DiffusionFinetuneCallback",
+    "DiffusionPolicy",
+    "DiffusionTD3Policy",
+    "EnvFactory",
+    "Evaluation",
+    "FinetuneConfig",
+    "FinetuneReplayBuffer",
+    "FinetunedRun",
+    "FittedReward",
+    "IntrinsicReward",
+    "IntrinsicRewardCallback",
+    "Operator",
+    "PretrainConfig",
+    "PretrainedRun",
+    "RunFolder",
+    "RunInterrupted",
+    "ScoreModel",
+    "ScoreRewardDictReplayBuffer",
+    "ScoreRewardReplayBuffer",
+    "ScoreRewardWrapper",
+    "StateCoverage",
+    "VecScoreRewardWrapper",
+    "clone",
+    "envs",
+    "evaluate",
+    "finetune",
+    "load_reward",
+    "make_reward",
+    "pretrain",
+    "record_video",
+    "register_env_factory",
+    "register_operator",
+    "register_reward",
+    "relabel",
+    "state_coverage",
+]

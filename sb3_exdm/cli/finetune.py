@@ -1,0 +1,59 @@
+"""``exdm finetune``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sb3_exdm.cli.parsing import RunOptions, describe, file_name, parse, settings_of
+from sb3_exdm.recipes import finetune
+from sb3_exdm.runs.config import FinetuneConfig
+from sb3_exdm.runs.folder import RunFolder
+
+DESCRIPTION = """\
+Fine-tune a pre-trained agent on the reward of an environment, or train from scratch.
+
+Evaluates at fixed intervals and writes a run folder: the agent and the distilled diffusion policy (safetensors), progress.csv,
+summary.json, TensorBoard logs and the learning curve.
+
+Example: exdm finetune --pretrained runs/demo --env-kwargs '{"goal_cell": "farthest"}' --out runs/adapted
+"""
+
+
+@dataclass
+class Flags:
+    """Flags of ``exdm finetune``."""
+
+    settings: FinetuneConfig
+    run: RunOptions
+
+
+def run(argv: list[str]) -> None:
+    """
+    Fine-tune and report.
+
+    :param argv: flags
+    """
+    flags: Flags = parse(Flags, argv, "exdm finetune", DESCRIPTION)
+    options, settings = flags.run, settings_of(flags.settings)
+    options.use_threads()
+    result = finetune(
+        settings.pop("env_id"),
+        **settings,
+        out=options.out or _default_out(flags.settings),
+        overwrite=options.overwrite,
+        device=options.device,
+        progress_bar=not options.quiet,
+    )
+    if not options.quiet:
+        print(describe(result))
+
+
+def _default_out(config: FinetuneConfig) -> Path:
+    explored = {} if config.pretrained is None else RunFolder(config.pretrained).config
+    if config.policy == "diffusion":
+        how = config.operator or "select"
+    else:
+        how = config.algo or explored.get("algo", "sac")
+    # The start is part of the name, so that runs that are compared do not replace each other.
+    start = "scratch" if config.pretrained is None else "reuse" if config.reuse_data else "pretrained"
+    # Without either of the two there is no environment, which the recipe reports.
+    return Path("runs") / file_name(config.env_id or explored.get("env_id", ""), config.policy, how, start, config.seed)

@@ -1,0 +1,153 @@
+"""Flags from dataclasses, and short errors."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import arg
+
+from sb3_exdm.common.validation import check_integers, did_you_mean
+from sb3_exdm.runs.config import AtLeast, Config
+
+Parsed = TypeVar("Parsed")
+
+_TYRO = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Options that do not change the results."""
+
+    out: Annotated[
+        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: a name made of the settings, in runs/)")
+    ] = None
+    """Run folder to write."""
+    overwrite: bool = False
+    """Replace the run in the folder."""
+    device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
+    """PyTorch device."""
+    threads: Annotated[int, AtLeast(1), arg(metavar="N")] = 1
+    """Threads of PyTorch. Networks as small as the default ones are fastest with one."""
+    quiet: bool = False
+    """No progress bar and no report; errors are still printed."""
+
+    def use_threads(self) -> None:
+        """
+        Limit the threads of PyTorch.
+
+        :raises ValueError: if there are less than one
+        """
+        import torch as th
+
+        check_integers(threads=(self.threads, 1))
+        th.set_num_threads(self.threads)
+
+
+def parse(form: Any, argv: Sequence[str], prog: str, description: str) -> Any:
+    """
+    Parse flags.
+
+    :param form: dataclass, or a union of dataclasses for subcommands
+    :param argv: arguments
+    :param prog: name of the command
+    :param description: first lines of the help
+    :return: instance of ``form``
+    :raises ValueError: for an unknown flag, with the nearest known one, or a value that cannot be parsed
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed, unknown = tyro.cli(
+                form, prog=prog, description=description, args=list(argv), config=_TYRO, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError(f"{_plain(errors.getvalue())} See {prog} --help.") from None
+        raise
+    if unknown:
+        flags = _flags(form, prog)
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        raise ValueError(f"There is no flag {word!r}{did_you_mean(word.split('=')[0], flags)}. See {prog} --help.")
+    return parsed
+
+
+def _flags(form: Any, prog: str) -> list[str]:
+    """All flags of a command, read off its help."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(form, prog=prog, args=["--help"], config=_TYRO)
+    return sorted(set(re.findall(r"--[a-z][\w-]*", text.getvalue())))
+
+
+def _plain(box: str) -> str:
+    """The message in a box of tyro, as one sentence."""
+    text = " ".join(re.sub(r"[│╭╮╰╯─]|\x1b\[[\d;]*m", " ", box).split())
+    if missing := re.search(r"Missing from .*?: (--[\w-]+)", text):
+        return f"{missing.group(1)} is required."
+    text = re.sub(r"^(Parsing|Value) error ", "", text)
+    return re.split(r"\s*(?:Argument helptext:|For full helptext|see --help)", text)[0].rstrip(".") + "."
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """
+    Fields of a configuration as keyword arguments.
+
+    :param config: configuration
+    """
+    return {entry.name: getattr(config, entry.name) for entry in fields(config)}
+
+
+def file_name(*parts: str | int) -> str:
+    """
+    Name a run folder.
+
+    :param parts: parts of the name; an id may contain slashes, as in ``"ALE/Pong-v5"``
+    """
+    return "-".join(re.sub(r"[/:\\]", "-", str(part)) for part in parts)
+
+
+def describe(run: Any) -> str:
+    """
+    Describe a finished run with a folder: its figures and pictures.
+
+    :param run: :class:`~sb3_exdm.PretrainedRun` or :class:`~sb3_exdm.FinetunedRun`
+    """
+    from sb3_exdm.runs.folder import RunFolder
+
+    summary = run.summary
+    steps, total = summary["timesteps"], summary["total_seconds"]
+    speed = summary["steps_per_second"]
+    lines = [
+        f"{summary['env_id']}: {steps:,} steps in {total:.0f} s ({speed:,.0f} steps/s while training)",
+        *describe_figures(summary),
+    ]
+    if run.path is not None:
+        lines.append(f"run folder: {run.path}")
+        for i, picture in enumerate(RunFolder(run.path).pictures()):
+            lines.append(f"{'pictures:' if i == 0 else ' ' * 9} {picture}")
+    return "\n".join(lines)
+
+
+def describe_figures(summary: dict[str, Any]) -> list[str]:
+    """
+    List the main figures of a run or an evaluation, a line each.
+
+    :param summary: contents of ``summary.json``, or of :meth:`~sb3_exdm.Evaluation.summary`
+    """
+    if "mean_reward" in summary:
+        mean, std, length = (summary[key] for key in ("mean_reward", "std_reward", "mean_length"))
+        lines = [f"mean reward: {mean:.4g} ± {std:.2g} ({summary['n_episodes']} episodes of {length:.0f} steps on average)"]
+        if summary["success_rate"] is not None:
+            lines.insert(0, f"success rate: {summary['success_rate']:.1%}")
+        if summary["normalized_score"] is not None:
+            lines.append(f"normalized score: {summary['normalized_score']:.3f} of an expert's {summary['expert_return']:.0f}")
+        return lines
+    coverage, of_ceiling = summary["coverage"], summary["coverage_of_ceiling"]
+    if of_ceiling is not None:
+        return [f"state coverage: {coverage:.3f}, {of_ceiling:.1%} of the reachable bins"]
+    return [] if coverage is None else [f"visited bins: {coverage:,.0f}"]
