@@ -1,8 +1,8 @@
 """Statistics, tables, and the execution of sweeps, with budgets of seconds."""
 
-import _thread
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -149,6 +149,8 @@ def test_seeds_on_the_command_line():
 
 USER_MODULE = """
 import os
+import numpy as np
+import signal
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.rewards.zero import ZeroReward
 
@@ -161,6 +163,7 @@ class Broken(ZeroReward):
     name = "broken"
 
     def __init__(self, *args, **kwargs):
+        memory = np.ones(2**29, dtype=np.uint8)
         raise ValueError("no luck")
 
 @REWARDS.register("killed")
@@ -186,25 +189,22 @@ def user_module(tmp_path, monkeypatch):
 def test_failures_do_not_end_a_sweep(tmp_path, user_module):
     """Runs of rewards that a user registered: one that works, one that raises, one whose process dies, and one in vain."""
     benchmark = CoverageBenchmark.make(
-        out=tmp_path / "sweep", mazes=("SquareA",), rewards=[f"{user_module}:{name}" for name in ("mine", "broken")], steps=64
+        out=tmp_path / "sweep", mazes=("SquareA",), rewards=[f"{user_module}:{name}" for name in ("broken", "mine")], steps=64
     )
     benchmark = benchmark.with_changes(seeds=(0,))
-    mine, broken = benchmark.plan()
+    broken, mine = benchmark.plan()
     killed = PlannedRun(tmp_path / "killed", broken.config.with_changes(reward="killed"))
     in_vain = PlannedRun(tmp_path / "vain", FinetuneConfig.make(env_id=MAZE, pretrained=broken.folder), broken.folder)
     with pytest.raises(ChildProcessError) as caught:
-        run_missing([in_vain, mine, broken, killed], jobs=2)
+        run_missing([in_vain, broken, killed, mine], jobs=1)
     message = str(caught.value)
     assert message.startswith("3 of 4 runs failed: ")
-    assert "SquareA-sac-broken-0: ValueError: no luck" in message and f"vain: needs {broken.folder}" in message
+    assert "SquareA-sac-broken-0: ValueError: no luck" in message and f"vain: requires the run {broken.folder}" in message
     assert "killed: " in message and "EXIT(3)" in message
     assert is_complete(mine) and not any(map(is_complete, (broken, killed, in_vain)))
     summary = RunFolder(mine.folder).summary
     assert summary["reward"] == "mine" and summary["torch_threads"] == 1
-    # A new process for each run: this one holds more.
-    import resource
-
-    assert summary["peak_memory_mb"] < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    assert summary["peak_memory_mb"] is None or summary["peak_memory_mb"] < 512, "the memory of another run counts"
 
 
 def children() -> set[str]:
@@ -212,8 +212,9 @@ def children() -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task").is_dir(), reason="looks for processes in /proc")
-def test_interruption_ends_the_processes(tmp_path):
+def test_interruption_ends_the_processes(tmp_path, jobs):
     run = PlannedRun(tmp_path / "run", PretrainConfig.make(env_id=MAZE, total_timesteps=10**7, reward="zero"))
     before, during = children(), set()
 
@@ -222,11 +223,11 @@ def test_interruption_ends_the_processes(tmp_path):
         while not (tmp_path / "run" / "config.json").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         during.update(children())
-        _thread.interrupt_main()
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(RunInterrupted, match="complete runs are kept"):
-        run_missing([run, PlannedRun(tmp_path / "next", run.config)], jobs=1)
+        run_missing([run] if jobs > 1 else [run, PlannedRun(tmp_path / "next", run.config)], jobs)
     assert not (tmp_path / "next").exists()
     started = during - before
     deadline = time.monotonic() + 20
@@ -259,6 +260,7 @@ def test_every_maze_has_a_figure_of_the_paper():
     assert tuple(PAPER_COVERAGE) == MAZE_NAMES == CoverageBenchmark().mazes
 
 
+@pytest.mark.slow
 def test_coverage(tmp_path, in_process):
     settings = dict(out=tmp_path, mazes=["SquareA", "Maze2d-SquareD-v0"], rewards=["zero", "count"], seeds=[3], steps=400)
     benchmark = CoverageBenchmark.make(**settings)

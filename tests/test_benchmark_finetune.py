@@ -1,159 +1,207 @@
-"""The benchmark of fine-tuning, with budgets of seconds: that it measures what it says, not what comes out."""
+"""The benchmarks of fine-tuning, with budgets of seconds: that they measure what they say, not what comes out."""
 
-import csv
-import inspect
-import multiprocessing
-from dataclasses import replace
-from functools import partial
+import os
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch as th
 
-from examples.experiments.adapting_speed import adapting_speed
-from sb3_exdm.benchmark import finetune as benchmark
-from sb3_exdm.benchmark import runs as runs_module
-from sb3_exdm.benchmark.execute import run_one
-from sb3_exdm.benchmark.finetune import ENV_KWARGS, _runs, run_finetune_sweep
-from sb3_exdm.benchmark.finetune_report import _cell, _reached_table, _table
-from sb3_exdm.benchmark.plan import METHODS, Adaptation, Exploration, in_order
+from sb3_exdm.benchmark import base, control, execute
+from sb3_exdm.benchmark.base import METHODS
+from sb3_exdm.benchmark.control import ControlBenchmark
+from sb3_exdm.benchmark.execute import is_complete
+from sb3_exdm.benchmark.finetune import GOAL, FinetuneBenchmark, _reached
 from sb3_exdm.finetuning import OPERATORS
-from sb3_exdm.recipes import finetune, pretrain
-from sb3_exdm.recipes.evaluation import default_n_episodes
+from sb3_exdm.recipes import pretrain
 from sb3_exdm.runs.folder import RunFolder
 
-th.set_num_threads(1)
-
 MAZE = "SquareA"
-SWEEP = dict(mazes=[f"Maze2d-{MAZE}-v0"], methods=["select", "gaussian", "scratch"], seeds=[0], steps=160, pretrain_steps=600)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs in the process of the test, which takes seconds less each; returns the list of those made."""
+    made = []
+
+    def run_here(runs, jobs):
+        for run in runs:
+            if not is_complete(run):
+                made.append(run.folder.name)
+                execute._work(run, None)
+
+    monkeypatch.setattr(base, "run_missing", run_here)
+    return made
+
+
+# Mazes --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def explored(tmp_path_factory):
-    """A folder with one run of pre-training."""
+    """A folder with one pre-training, with other settings than the benchmark would choose."""
     folder = tmp_path_factory.mktemp("explored")
-    policy_kwargs = {"net_arch": [16, 16], "n_critics": 1, "features_extractor": "fourier"}
-    pretrain(
-        f"Maze2d-{MAZE}-v0",
-        600,
-        reward="zero",
-        algo_kwargs={"policy_kwargs": policy_kwargs, "learning_starts": 300},
-        out=folder / f"{MAZE}-0",
-        checkpoint_freq=0,
-        policy_steps=20,
-        progress_bar=False,
-    )
+    algo_kwargs = {"policy_kwargs": {"net_arch": [16, 16]}, "learning_starts": 300}
+    settings = {"reward": "zero", "seed": 10, "algo_kwargs": algo_kwargs, "policy_steps": 20, "progress_bar": False}
+    pretrain(f"Maze2d-{MAZE}-v0", 600, out=folder / f"{MAZE}-10", **settings)
     return folder
 
 
-def test_the_settings_are_those_of_the_library():
-    known = {name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items()}
-    for name in ("n_envs", "offline_updates", "eval_freq"):
-        assert getattr(runs_module, name.upper()) == known[name], name
-    assert default_n_episodes("Maze2d-SquareC-v0") == benchmark.N_EVAL_EPISODES
-
-
-def no_processes(method: str) -> None:
-    raise AssertionError("a run was repeated")
-
-
-def test_sweep(tmp_path, explored, monkeypatch):
-    monkeypatch.setattr(runs_module, "OFFLINE_UPDATES", 3)
-    _, runs = _runs(tmp_path, explored, SWEEP["mazes"], SWEEP["methods"], [0], "both", 160, 600)
-    assert [run.folder.name for run in runs] == [
-        f"{MAZE}-{name}-0" for name in ("select-fresh", "select-reuse", "gaussian-fresh", "gaussian-reuse", "scratch-fresh")
-    ]
-    assert [run_one(run) for run in runs] == [None] * 5
-    monkeypatch.setattr(multiprocessing, "get_context", no_processes)
-    report = run_finetune_sweep(tmp_path, pretrained=explored, **SWEEP)
+@pytest.mark.slow
+def test_mazes(tmp_path, explored, in_process, monkeypatch):
+    quick = {"offline_updates": 3, "distill_steps": 2, "n_eval_episodes": 4}
+    monkeypatch.setattr(FinetuneBenchmark, "settings", {**FinetuneBenchmark.settings, **quick})
+    benchmark = FinetuneBenchmark.make(
+        out=tmp_path,
+        mazes=[f"Maze2d-{MAZE}-v0"],
+        methods=["select", "gaussian", "scratch"],
+        seeds=[10],
+        steps=160,
+        pretrain_steps=600,
+        pretrained=explored,
+    )
+    report = benchmark.run()
+    names = ("select-fresh", "select-reuse", "gaussian-fresh", "gaussian-reuse", "scratch-fresh")
+    assert in_process == [f"{MAZE}-{name}-10" for name in names]
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == report + "\n"
-    assert (tmp_path / "finetune.png").stat().st_size > 10_000
-    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 5
-    for row in rows:
-        summary = RunFolder(tmp_path / row["folder"]).summary
-        assert float(row["success_160"]) == pytest.approx(summary["success_rate"], abs=1e-4)
-        assert summary["n_episodes"] == 50 and summary["torch_threads"] == 1
-        config = RunFolder(tmp_path / row["folder"]).config
-        assert config["env_kwargs"] == ENV_KWARGS
-        assert config["reuse_data"] == (row["reuse_data"] == "True")
-        assert (config["pretrained"] is None) == (row["method"] == "scratch")
-        assert config["operator"] == (row["method"] if row["method"] in OPERATORS else None)
+    for name in ("finetune.png", "finetune-reuse.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    rows = pd.read_csv(tmp_path / "runs.csv")
+    assert list(rows["folder"]) == in_process
+    for row in rows.itertuples():
+        folder = RunFolder(tmp_path / row.folder)
+        assert row.success_160 == pytest.approx(folder.summary["success_rate"], abs=1e-4)
+        config = folder.config
+        assert config["env_kwargs"] == GOAL and config["reuse_data"] == row.reuse_data
+        assert (config["pretrained"] is None) == (row.method == "scratch")
+        assert config["operator"] == (row.method if row.method in OPERATORS else None)
     tables = [part.splitlines() for part in report.split("\n\n") if part.startswith("|")]
     assert [[line.split("|")[1].strip() for line in table[2:]] for table in tables] == [
         ["select", "gaussian", "scratch"],
+        ["gaussian − select", "scratch − select"],
         ["select", "gaussian"],
-        [f"{policy}, {data} data" for data in ("fresh", "reused") for policy in ("as fine-tuned", "distilled")],
+        ["gaussian − select"],
+        [f"{policy}, {data}" for policy in ("fine-tuned", "distilled") for data in ("new data only", "reused data")],
         [MAZE],
     ]
     assert "5 of 5 runs are complete" in report
 
+    # What is complete is not repeated, also if its folders are named by other paths.
+    monkeypatch.chdir(tmp_path)
+    same = benchmark.with_changes(out=Path(), pretrained=Path(os.path.relpath(explored)))
+    assert same.run() == report and len(in_process) == 5
     # Runs with other settings are neither reported as these nor thrown away.
-    with pytest.raises(ValueError, match=r"holds a run with other settings \(total_timesteps\)"):
-        run_finetune_sweep(tmp_path, pretrained=explored, **{**SWEEP, "steps": 320})
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(total_timesteps, algo_kwargs\)"):
+        benchmark.with_changes(steps=320).run()
     # Nor is another pre-training taken for the one that was asked for.
-    with pytest.raises(ValueError, match=rf"{MAZE}-0 holds a run with other settings \(total_timesteps\)"):
-        run_finetune_sweep(tmp_path, pretrained=explored, **{**SWEEP, "pretrain_steps": 700})
-
-    # A part of a sweep can be reported, but does not pass for the whole.
-    (tmp_path / f"{MAZE}-gaussian-fresh-0" / "summary.json").unlink()
-    with pytest.raises(AssertionError, match="a run was repeated"):
-        run_finetune_sweep(tmp_path, pretrained=explored, **SWEEP)
-    part = run_finetune_sweep(tmp_path, pretrained=explored, **{**SWEEP, "seeds": [0, 1]}, report_only=True)
-    assert "4 of 10 runs are complete" in part
-    lines = [line.split("|") for line in part.splitlines() if line.startswith(("| select", "| gaussian"))]
-    assert lines[0][2].strip().endswith(", n = 1") and lines[1][2].strip() == "–"
+    with pytest.raises(ValueError, match=rf"{MAZE}-10 holds a run with other settings \(total_timesteps\)"):
+        benchmark.with_changes(pretrain_steps=700).run()
+    # A part of a sweep can be reported, and says so.
+    (tmp_path / f"{MAZE}-gaussian-fresh-10" / "summary.json").unlink()
+    part = benchmark.with_changes(seeds=(10, 11), report_only=True).run()
+    assert "4 of 10 runs are complete" in part and len(in_process) == 5
+    assert next(line for line in part.splitlines() if line.startswith("| select")).split("|")[2].strip().endswith(", n = 1")
+    assert not any(line.startswith("| gaussian ") for line in part.split("reused data:")[0].splitlines())
 
 
-def test_reached_goals_are_counted(tmp_path, explored):
-    run = Exploration(f"Maze2d-{MAZE}-v0", 0, 600, explored / f"{MAZE}-0")
-    positions = RunFolder(run.folder).transitions()["next_observations"]
+def test_reached_goals_are_counted(explored, monkeypatch):
+    folder = explored / f"{MAZE}-10"
+    positions = RunFolder(folder).transitions()["next_observations"]
     for cell in ((0, 0), (4, 0)):
+        monkeypatch.setitem(GOAL, "goal_cell", cell)
         count = int((np.linalg.norm(positions - cell, axis=1) <= 0.5).sum())
-        last = _reached_table([run], {**ENV_KWARGS, "goal_cell": cell}).splitlines()[-1]
-        assert [part.strip() for part in last.split("|")[3:5]] == [f"{int(count > 0)} of 1", f"{count:,}"]
+        (row,) = _reached([folder]).itertuples(index=False)
+        assert tuple(row) == (str(cell), f"{int(count > 0)} of 1", f"{count:,}")
 
 
-def test_intervals_and_all_mazes():
-    assert _cell([[0.5]], 1) == "0.50"
-    assert _cell([[0.5]], 2) == "0.50, n = 1"
-    assert _cell([[]], 2) == _cell([[0.5], []], 2) == "–"
-    assert _cell([[0.0, 1.0]], 2) == "0.50 [0.00, 1.00]"
-    run = Adaptation("Maze2d-SquareA-v0", "select", 0, 10, None, None)
-    planned = [replace(run, env_id=f"Maze2d-{maze}-v0", seed=seed) for maze in ("SquareA", "SquareB") for seed in (0, 1)]
-    rates = [0.2, 0.2, 0.6, 0.6]
-    rows = [
-        {"maze": run.task, "method": run.method, "success_10": rate, "seconds": 30.4}
-        for run, rate in zip(planned, rates, strict=True)
+def test_plan_of_the_mazes(tmp_path):
+    benchmark = FinetuneBenchmark.make(out=tmp_path, mazes=("SquareA", "SquareB"), seeds=(0, 1))
+    runs = benchmark.plan()
+    finetuned = [run for run in runs if run.folder.parent == tmp_path]
+    assert len(runs) - len(finetuned) == 2 * 2 and len(finetuned) == 2 * 2 * (2 * len(METHODS) - 1)
+    assert [run.config.seed for run in runs] == sorted(run.config.seed for run in runs)
+    for index, run in enumerate(runs):
+        assert run.requires is None or run.requires in [earlier.folder for earlier in runs[:index]]
+    assert {run.requires for run in finetuned} == {
+        None,
+        *(tmp_path / "pretrained" / f"{maze}-{seed}" for maze, seed in product(("SquareA", "SquareB"), (0, 1))),
+    }
+    # From scratch there is nothing to explore.
+    assert len(benchmark.with_changes(methods=("scratch",)).plan()) == 2 * 2
+
+
+# Robots -------------------------------------------------------------------------------------------------------------------
+
+
+def control_benchmark(out, **settings):
+    return ControlBenchmark.make(out=out, **{"methods": ["gaussian", "scratch"], "seeds": [0], **settings})
+
+
+def test_plan_of_a_robot(tmp_path):
+    runs = control_benchmark(tmp_path, rewards=["score", "rnd"], seeds=[0, 1]).plan()
+    explored = [run.folder.name for run in runs if run.requires is None and "scratch" not in run.folder.name]
+    assert explored == ["walker-score-0", "walker-rnd-0", "walker-score-1", "walker-rnd-1"]
+    names = [run.folder.name for run in runs]
+    assert names[:5] == [
+        *("walker-score-0", "walker-stand-gaussian-score-0", "walker-rnd-0"),
+        *("walker-stand-gaussian-rnd-0", "walker-stand-scratch-0"),
     ]
-    last = _table(rows, planned, "success_10", with_seconds=True).splitlines()[-1]
-    cells = [cell.strip() for cell in last.split("|")[1:-1]]
-    assert cells == ["select", "0.20 [0.20, 0.20]", "0.60 [0.60, 0.60]", "0.40 [0.40, 0.40]", "30"]
+    assert len(runs) == 4 + 4 * 3 * 2
+    assert not [name for name in names if "reuse" in name]
 
 
-def test_order_of_work(tmp_path):
-    explorations, runs = _runs(tmp_path, tmp_path / "p", ["SquareA", "SquareB"], METHODS, [0, 1], "both", 10, 10)
-    assert len(explorations) == 2 * 2 and len(runs) == 2 * 2 * (2 * len(METHODS) - 1)
-    ordered = in_order(explorations, runs, [0, 1])
-    assert [run.seed for run in ordered] == sorted(run.seed for run in ordered), "a low seed comes after a high one"
-    for index, run in enumerate(ordered):
-        assert run.requires is None or run.requires in [earlier.folder for earlier in ordered[:index]]
-    # What learns from scratch needs no pre-training.
-    assert _runs(tmp_path, tmp_path, ["SquareA"], ["scratch"], [0], "both", 10, 10)[0] == []
+def test_plan_with_reused_data(tmp_path):
+    plans = {
+        reuse_data: {run.folder.name for run in control_benchmark(tmp_path, rewards=["score"], reuse_data=reuse_data).plan()}
+        for reuse_data in ("no", "yes", "both")
+    }
+    assert "walker-walk-gaussian-score-reuse-0" in plans["yes"] and "walker-walk-scratch-0" not in plans["yes"]
+    assert plans["both"] == plans["no"] | plans["yes"] and plans["no"] & plans["yes"] == {"walker-score-0"}
 
 
-def test_pretraining_is_made_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "run_missing", lambda runs, out, jobs: [run_one(run) for run in runs])
-    monkeypatch.setattr(runs_module, "pretrain", partial(pretrain, policy_steps=5))
-    sweep = dict(mazes=[MAZE], methods=["idql"], seeds=[0], reuse_data="no", steps=80, pretrain_steps=240)
-    report = run_finetune_sweep(tmp_path, **sweep)
-    assert RunFolder(tmp_path / "pretrained" / f"{MAZE}-0").summary["timesteps"] == 240
-    config = RunFolder(tmp_path / f"{MAZE}-idql-fresh-0").config
-    assert config["pretrained"] == str(tmp_path / "pretrained" / f"{MAZE}-0")
-    assert "used again" not in report and "of 1" in report
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"domain": "hopper"}, "Unknown domain 'hopper'.*walker, quadruped, jaco"),  # no published returns of experts
+        ({"methods": ["magic"]}, "Unknown method 'magic'"),
+        ({"methods": ["exmd"]}, "did you mean 'exdm'"),
+        ({"rewards": ["gold"]}, "Unknown reward 'gold'"),
+        ({"rewards": []}, "rewards must name at least one"),
+        ({"reuse_data": "maybe"}, "Unknown reuse_data 'maybe'"),
+        ({"reuse_data": "yes", "methods": ["scratch"]}, "no data to reuse"),
+        ({"steps": 0}, "steps must be"),
+        ({"report_only": True}, "nothing to report"),
+    ],
+)
+def test_bad_settings(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        control_benchmark(tmp_path, **settings).run()
 
 
-def test_speed_refuses():
-    with pytest.raises(ValueError, match="rounds must be positive"):
-        adapting_speed(0)
+@pytest.mark.slow
+# Not imported: the first import decides whether dm_control can render without a screen.
+@pytest.mark.skipif(not all(map(find_spec, ("shimmy", "dm_control"))), reason="needs the extra dmc")
+def test_a_robot(tmp_path, in_process, monkeypatch):
+    # Two of four tasks, because the simulation takes the time.
+    tasks = {env_id: task for env_id, task in control.TASKS.items() if task.name in ("stand", "flip")}
+    monkeypatch.setattr(control, "TASKS", tasks)
+    monkeypatch.setattr(ControlBenchmark, "settings", {"n_eval_episodes": 1, "distill_steps": 0, "critic_updates": 2})
+    quick = {"algo_kwargs": {"learning_starts": 40, "policy_kwargs": {"net_arch": [8]}}, "policy_steps": 0}
+    make = control.PretrainConfig.make
+    monkeypatch.setattr(control.PretrainConfig, "make", lambda **settings: make(**settings, **quick))
+    benchmark = control_benchmark(tmp_path, rewards=["rnd"], steps=48, pretrain_steps=80)
+    planned = benchmark.plan()
+    monkeypatch.setattr(control.PretrainConfig, "make", make)
+    monkeypatch.setattr(ControlBenchmark, "plan", lambda self: planned)
+    text = benchmark.run()
+    assert "4 of 4 runs are complete" in text
+    assert {"report.md", "report.png", "runs.csv"} <= {path.name for path in (tmp_path / "report").iterdir()}
+    assert (tmp_path / "report" / "report.md").read_text(encoding="utf-8") == text + "\n"
+    for label in ("gaussian sac, after rnd", "gaussian sac, from scratch", "| gaussian after rnd |"):
+        assert label in text
+    summary = RunFolder(tmp_path / "walker-flip-gaussian-rnd-0").summary
+    assert summary["pretrained_reward"] == "rnd" and summary["pretrained_timesteps"] == 80
+    assert summary["normalized_score"] == pytest.approx(summary["mean_reward"] / 799)
+    assert benchmark.run() == text and len(in_process) == 5

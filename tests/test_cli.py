@@ -31,7 +31,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def refused(capsys, *argv: str) -> str:
-    """What the command says when it refuses: one line on stderr, exit code 2."""
+    """Error message of a refused command: one line on stderr, exit code 2."""
     with pytest.raises(SystemExit) as caught:
         main(argv)
     printed = capsys.readouterr()
@@ -242,7 +242,7 @@ def test_debugging_shows_where_an_error_came_from(monkeypatch):
         main(["plot", "nowhere"])
 
 
-# Fine-tuning, evaluation, behavior cloning ------------------------------------------------------------------------------------
+# Fine-tuning, evaluation, behavior cloning --------------------------------------------------------------------------
 
 SMALL = '{"policy_kwargs": {"net_arch": [16, 16]}, "learning_starts": 300}'
 GOAL = '{"goal_radius": 50.0}'  # everyone succeeds
@@ -415,23 +415,23 @@ def test_plot_refuses(run_folder, capsys, tmp_path):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["coverage", "--seeds", "0"], "at least one seed"),
+        (["coverage", "--seeds", "0"], "seeds must name at least one"),
         (["coverage", "--jobs", "0"], "jobs must be"),
         (["coverage", "--steps", "-1"], "steps must be"),
-        (["coverage", "--mazes", "SquareZ"], "there is no maze 'SquareZ'"),
-        (["coverage", "--mazes"], "at least one maze"),
+        (["coverage", "--mazes", "SquareZ"], "There is no maze 'SquareZ'"),
+        (["coverage", "--mazes"], "mazes must name at least one"),
         (["coverage", "--rewards", "fame"], "Unknown reward 'fame'"),
-        (["coverage", "--algo", "dqn"], "Unknown algorithm 'dqn'"),
+        (["coverage", "--algo", "dqn"], "Unknown algo 'dqn'"),
         (["coverage", "--out", "a_file"], "a_file is a file"),
-        (["finetune", "--seeds", "0"], "at least one seed"),
+        (["finetune", "--seeds", "0"], "seeds must name at least one"),
         (["finetune", "--jobs", "0"], "jobs must be"),
         (["finetune", "--steps", "0"], "steps must be"),
         (["finetune", "--pretrain-steps", "0"], "pretrain_steps must be"),
-        (["finetune", "--mazes", "SquareZ"], "there is no maze 'SquareZ'"),
-        (["finetune", "--methods", "hope"], "Unknown method 'hope'; choose among select,"),
-        (["finetune", "--methods"], "at least one maze and one method"),
-        (["finetune", "--reuse-data", "maybe"], "reuse_data must be one of both, no, yes"),
-        (["finetune", "--reuse-data", "yes", "--methods", "scratch"], "nothing to use again"),
+        (["finetune", "--mazes", "SquareZ"], "There is no maze 'SquareZ'"),
+        (["finetune", "--methods", "hope"], "Unknown method 'hope'; choose one of select,"),
+        (["finetune", "--methods"], "methods must name at least one"),
+        (["finetune", "--reuse-data", "maybe"], "Unknown reuse_data 'maybe'"),
+        (["finetune", "--reuse-data", "yes", "--methods", "scratch"], "no data to reuse"),
         (["finetune", "--out", "a_file"], "a_file is a file"),
         (["finetune", "--report-only"], "no complete run"),
     ],

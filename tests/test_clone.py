@@ -19,7 +19,7 @@ from sb3_exdm import DiffusionActor, clone
 from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.policies.diffusion_actor import load_pretrained
 from sb3_exdm.recipes.behavior_cloning import clone_agent
-from sb3_exdm.runs.hyperparams import make_training_env
+from sb3_exdm.runs.envs import EnvSource
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTION = spaces.Box(np.array([-1.0, 10.0], np.float32), np.array([3.0, 30.0], np.float32))
@@ -160,7 +160,7 @@ def test_gaussian_of_a_run_acts_as_the_agent_did(cloned, explored, tmp_path):
         clone(path, tmp_path, **QUICK)
         path = tmp_path
     actor, gaussian = load_pretrained(path, "cpu")
-    env = make_training_env("UnboundedPendulumToClone-v0", 2, 0)
+    env = EnvSource.of("UnboundedPendulumToClone-v0").make_vec(2, 0)
     model = sb3_exdm.RunFolder(explored.path).load_model(env, device="cpu")
     normalizer = model.get_env()
     assert isinstance(normalizer, VecNormalize)

@@ -305,7 +305,7 @@ class TestRefusals:
         DiffusionActor(OBSERVATION, other, net_arch=[8]).save(tmp_path / "actions.safetensors")
         with pytest.raises(ValueError, match=r"pre-trained with observations .*\(5,\).*environment has"):
             construct(tmp_path / "obs.safetensors")
-        with pytest.raises(ValueError, match=r"pre-trained with actions .*\(5,\).*environment has"):
+        with pytest.raises(ValueError, match=r"pre-trained with .* and actions .*\(5,\).*environment has"):
             construct(tmp_path / "actions.safetensors")
 
     @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -35,10 +35,11 @@ def load_example(name):
 
 
 @pytest.fixture(autouse=True)
-def few_updates(monkeypatch, tmp_path):
-    """Only few gradient steps before and after the environment steps, which the examples leave at their defaults."""
+def quick_recipes(monkeypatch, tmp_path):
+    """Few gradient steps before and after the environment steps, and short episodes, where an example has the defaults."""
     monkeypatch.chdir(tmp_path)
     quick = dict(offline_updates=20, critic_updates=20, distill_steps=20, n_eval_episodes=1)
+    quick["env_kwargs"] = dict(max_episode_steps=50)
     monkeypatch.setattr(sb3_exdm, "finetune", partial(sb3_exdm.finetune, **quick))
     pretrain = sb3_exdm.pretrain
     monkeypatch.setattr(sb3_exdm, "pretrain", lambda *args, **kwargs: pretrain(*args, **{"policy_steps": 20, **kwargs}))

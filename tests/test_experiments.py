@@ -190,7 +190,7 @@ def test_maze_steps_are_counted_over_all_environments(n_envs):
 def test_throughput_report(tmp_path, monkeypatch):
     n_threads = th.get_num_threads()
     monkeypatch.setattr(throughput, "maze_table", lambda repeats: pd.DataFrame({"steps/s": {"a": "1"}}))
-    report = throughput.measure(("mazes", "wrappers", "rewards"), repeats=1, steps=200, out=tmp_path)
+    report = throughput.measure(("mazes", "wrappers", "rewards"), repeats=1, steps=320, out=tmp_path)
     assert (tmp_path / "throughput.md").read_text(encoding="utf-8") == report + "\n"
     lines = [line for line in report.splitlines() if line.startswith("|")]
     assert len(lines) == 3 * 2 + 1 + 2 + 1

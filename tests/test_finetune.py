@@ -444,7 +444,7 @@ class TestCallback:
                 assert th.equal(weights, state["parts"][name]["weights"][key])
             for slot, values in before["parts"][name]["optimizer"]["state"].items():
                 assert all(th.equal(v, state["parts"][name]["optimizer"]["state"][slot][k]) for k, v in values.items())
-        assert second.policy.finetuning_state["n_updates"] == 30 and model.policy.exploration is None
+        assert second.policy.finetuning_state["n_updates"] > 20 and model.policy.exploration is None
 
     def test_operators_of_users(self, habit):
         @register_operator("still")
@@ -469,7 +469,7 @@ class TestCallback:
             assert model.policy.action_selection == Still.action_selection
             with pytest.raises(ValueError, match=r"operator_kwargs\['depth'\] must be int, got 'deep'"):
                 make_operator("still", model.policy, depth="deep")
-            with pytest.raises(ValueError, match="'stil'.*did you mean 'still'"):
+            with pytest.raises(ValueError, match=r"'stil'.*did you mean 'still'"):
                 DiffusionFinetuneCallback("stil")
             with pytest.raises(ValueError, match="operator 'still' already"):
                 register_operator("still")(type("Other", (Operator,), {}))
@@ -506,7 +506,7 @@ class TestCallback:
 
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_bad_arguments_of_operators(self, operator):
-        with pytest.raises(ValueError, match=f"operator_kwargs has no 'depth'; {OPERATORS[operator].__name__} takes .*tau"):
+        with pytest.raises(ValueError, match=f"operator_kwargs has no 'depth'.*{OPERATORS[operator].__name__} takes .*tau"):
             make_model().learn(1, callback=DiffusionFinetuneCallback(operator, operator_kwargs={"depth": 3}))
 
     @pytest.mark.parametrize("operator", OPERATORS)
@@ -535,6 +535,7 @@ def tiny(pretrained=None, *, steps: int = 160, **kwargs) -> sb3_exdm.FinetunedRu
     arguments = {
         "n_eval_episodes": 3,
         "eval_freq": 80,
+        "distill_steps": 20,
         "env_kwargs": {"reward_type": "dense", "max_episode_steps": 10},
         "algo_kwargs": settings,
     }
@@ -573,7 +574,7 @@ class TestRecipe:
         assert same_weights(weights_of(loaded), weights_of(run.model))
         for again in (run.path, run.model):
             kwargs = (
-                {} if again is run.path else {"env_id": MAZE, "env_kwargs": {"reward_type": "dense", "max_episode_steps": 10}}
+                {} if again is run.path else {"env": MAZE, "env_kwargs": {"reward_type": "dense", "max_episode_steps": 10}}
             )
             evaluation = sb3_exdm.evaluate(again, n_episodes=3, seed=3, device="cpu", **kwargs)
             assert evaluation.summary()["mean_reward"] == summary["mean_reward"]
@@ -655,9 +656,9 @@ class TestRecipe:
             ({"policy": "poetic"}, ValueError, "poetic.*gaussian"),
             ({"reward_fn": lambda *_: 0.0}, ValueError, "reuse_data=True"),
             ({"reuse_data": True, "reward_fn": lambda *_: 0.0}, ValueError, r"\(400,\)"),
-            ({"env_id": "Pendulum-v1", "env_kwargs": {}}, ValueError, "pre-trained with observations"),
-            ({"env_id": "Pendulum-v1", "env_kwargs": {}, "reuse_data": True}, ValueError, "reward_fn"),
-            ({"env_id": "CartPole-v1", "env_kwargs": {}}, ValueError, "continuous actions"),
+            ({"env": "Pendulum-v1", "env_kwargs": {}}, ValueError, "pre-trained with observations"),
+            ({"env": "Pendulum-v1", "env_kwargs": {}, "reuse_data": True}, ValueError, "reward_fn"),
+            ({"env": "CartPole-v1", "env_kwargs": {}}, ValueError, "continuous actions"),
             ({"steps": 0}, ValueError, "total_timesteps"),
             ({"n_envs": 0}, ValueError, "n_envs"),
             ({"kl_steps": -1}, ValueError, "kl_steps"),
@@ -683,7 +684,7 @@ class TestRecipe:
             sb3_exdm.finetune()
         with pytest.raises(ValueError, match="reuse_data=True needs the run folder"):
             tiny(reuse_data=True)
-        with pytest.raises(ArtifactError, match="no run folder"):
+        with pytest.raises(ArtifactError, match="is not a run folder"):
             sb3_exdm.finetune(pretrained=tmp_path)
         with pytest.raises(ArtifactError, match="neither a run folder nor the file of a policy"):
             sb3_exdm.evaluate(tmp_path / "nowhere")
@@ -702,7 +703,7 @@ class TestRecipe:
             _ = folder.summary
         model = folder.load_model(checkpoint=80, device="cpu")
         assert isinstance(model.policy, DiffusionPolicy) and model.num_timesteps == 80 and model._n_updates > 0
-        with pytest.raises(sb3_exdm.RunInterrupted, match="nothing was kept"):
+        with pytest.raises(sb3_exdm.RunInterrupted, match="nothing was saved"):
             tiny(explored)
 
     def test_evaluation_counts_successes(self, explored):

@@ -22,7 +22,7 @@ SMALLER = [
     (r"exdm pretrain", "exdm pretrain --policy-steps 20 --quiet"),
     (r"exdm finetune", "exdm finetune --distill-steps 20 --n-eval-episodes 2 --quiet"),
 ]
-"""What makes a block take seconds instead of minutes."""
+"""Substitutions that reduce the budget of a block."""
 
 
 def smaller(block: str) -> str:

@@ -1,4 +1,4 @@
-"""Aggregates over runs of fine-tuning: which runs enter, under which name, and whether the numbers are right."""
+"""Aggregates over fine-tuning runs: which runs enter, under which name, and whether the numbers are right."""
 
 import csv
 import json
@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_exdm.benchmark import aggregate
-from sb3_exdm.benchmark.report import report
+from sb3_exdm.benchmark.report import SCORES, report
+from sb3_exdm.benchmark.statistics import mean_interval, rate_interval, success_interval
 from sb3_exdm.cli import main
 from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.plots import plot_aggregates
 from sb3_exdm.runs.folder import RunFolder
-
-pytest.importorskip("rliable")
 
 A, B = "Maze2d-SquareA-v0", "Maze2d-SquareB-v0"
 FILES = ["aggregates.csv", "report.md", "report.png", "runs.csv"]
@@ -32,6 +30,7 @@ def make_run(folder: Path, score: float | None = 0.5, finished: bool = True, sum
         "operator": "select",
         "pretrained": f"runs/explored-{config.get('seed', 0)}",
         "reuse_data": False,
+        "reward": "score",  # that an exploration must name
         "seed": 0,
         "n_envs": 8,
         "env_kwargs": {},
@@ -48,10 +47,11 @@ def make_run(folder: Path, score: float | None = 0.5, finished: bool = True, sum
     return folder
 
 
-def make_sweep(folder: Path, scores: np.ndarray, name: str = "run", **config) -> Path:
+def make_sweep(folder: Path, scores: np.ndarray, name: str = "run", normalized: bool = False, **config) -> Path:
     """Runs with scores (n_seeds, n_tasks)."""
     for (seed, task), score in np.ndenumerate(scores):
-        make_run(folder / f"{name}-{task}-{seed}", float(score), seed=seed, env_id=f"Task{task}-v0", **config)
+        summary = {"normalized_score": float(score)} if normalized else None
+        make_run(folder / f"{name}-{task}-{seed}", float(score), summary=summary, seed=seed, env_id=f"Task{task}-v0", **config)
     return folder
 
 
@@ -74,39 +74,52 @@ def cells(text: str, method: str) -> list[str]:
 # Numbers ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_seeds, n_tasks", [(3, 4), (5, 3), (2, 1)])
+@pytest.mark.parametrize("n_seeds, n_tasks", [(3, 4), (5, 3), (2, 1), (10, 3)])
 def test_numbers(tmp_path, n_seeds, n_tasks):
+    has_bootstrap = n_seeds >= 10
+    if has_bootstrap:
+        pytest.importorskip("rliable")
     scores = np.random.default_rng(n_seeds).uniform(0, 1.4, size=(n_seeds, n_tasks))
-    report([make_sweep(tmp_path / "sweep", scores)], tmp_path / "out", reps=200)
+    sweep = make_sweep(tmp_path / "sweep", scores, normalized=True)
+    report([sweep], tmp_path / "out", reps=200)
     rows = {row["aggregate"]: row for row in rows_of(tmp_path / "out" / "aggregates.csv")}
     # A quarter of all scores is cut off at each end, rounded down.
     n_cut = int(0.25 * scores.size)
     expected = {
+        "mean": scores.mean(),
         "IQM": np.sort(scores.ravel())[n_cut : scores.size - n_cut].mean(),
         "median": np.median(scores.mean(axis=0)),
-        "mean": scores.mean(),
         "optimality gap": np.maximum(1 - scores, 0).mean(),
     }
     assert list(rows) == list(expected)
     for name, row in rows.items():
         assert float(row["value"]) == pytest.approx(expected[name], abs=2e-6), name
-        assert float(row["low"]) <= float(row["value"]) <= float(row["high"]), name
-        assert float(row["low"]) < float(row["high"]), name
-        assert (row["score"], row["seeds"], row["tasks"]) == ("success_rate", f"{n_seeds}", f"{n_tasks}")
+        assert (row["score"], row["seeds"], row["tasks"]) == ("normalized_score", f"{n_seeds}", f"{n_tasks}")
+        if name == "mean" or has_bootstrap:
+            assert float(row["low"]) < float(row["value"]) < float(row["high"]), name
+        else:
+            assert row["low"] == row["high"] == "", name
+    # The unit is the seed: tasks of one pre-training are not independent.
+    interval = mean_interval(scores.mean(axis=1))
+    assert [float(rows["mean"][end]) for end in ("low", "high")] == pytest.approx([interval.low, interval.high], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_a_stratified_bootstrap(tmp_path):
+    pytest.importorskip("rliable")
     rng = np.random.default_rng(0)
     # The tasks are far apart and their seeds close together: resampling across tasks would give far wider intervals.
-    scores = np.array([0.1, 0.9]) + 0.02 * rng.standard_normal((4, 2))
+    scores = np.array([0.1, 0.9]) + 0.02 * rng.standard_normal((10, 2))
     report([make_sweep(tmp_path / "sweep", scores)], tmp_path / "out", reps=2000)
-    row = next(row for row in rows_of(tmp_path / "out" / "aggregates.csv") if row["aggregate"] == "mean")
-    resamples = scores[rng.integers(4, size=(20_000, 4, 2)), np.arange(2)].mean(axis=(1, 2))
-    assert [float(row["low"]), float(row["high"])] == pytest.approx(list(np.quantile(resamples, [0.025, 0.975])), abs=2e-3)
+    row = next(row for row in rows_of(tmp_path / "out" / "aggregates.csv") if row["aggregate"] == "optimality gap")
+    resamples = 1 - scores[rng.integers(10, size=(20_000, 10, 2)), np.arange(2)].mean(axis=(1, 2))
+    assert [float(row["low"]), float(row["high"])] == pytest.approx(list(np.quantile(resamples, [0.025, 0.975])), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_files(tmp_path):
-    sweep = make_sweep(tmp_path / "sweep", np.random.default_rng(0).random((3, 2)))
+    pytest.importorskip("rliable")
+    sweep = make_sweep(tmp_path / "sweep", np.random.default_rng(0).random((10, 2)))
     np.random.seed(1)
     expected_draw = np.random.RandomState(1).random()
     first = report([sweep], tmp_path / "first", reps=300)
@@ -117,7 +130,7 @@ def test_the_same_runs_give_the_same_files(tmp_path):
     report([sweep], tmp_path / "third", reps=300, seed=1)
     assert (tmp_path / "first" / "aggregates.csv").read_bytes() != (tmp_path / "third" / "aggregates.csv").read_bytes()
     # Nor do they depend on which other methods are there.
-    make_sweep(sweep, np.full((3, 2), 0.5), name="another", operator="idql")
+    make_sweep(sweep, np.full((10, 2), 0.5), name="another", operator="idql")
     both = report([sweep], tmp_path / "both", reps=300)
     method = "diffusion select, pre-trained"
     assert cells(both, method) == cells(first, method)
@@ -135,16 +148,24 @@ def test_a_single_seed_has_no_interval(tmp_path):
     assert [row["low"] for row in rows_of(tmp_path / "out" / "aggregates.csv")] == [""] * 4
 
 
-def test_tables_of_the_tasks(tmp_path):
-    sweep = make_sweep(tmp_path / "sweep", np.array([[0.0, 0.4], [1.0, 0.4]]))
-    make_run(sweep / "scratch", 0.1, env_id="Task1-v0", pretrained=None)
+def test_tables_of_tasks_and_differences(tmp_path):
+    sweep = make_sweep(tmp_path / "sweep", np.array([[0.0, 0.4], [1.0, 0.6]]))
+    for seed, score in enumerate((0.1, 0.2)):
+        make_run(sweep / f"scratch-{seed}", score, seed=seed, env_id="Task1-v0", pretrained=None)
     text = report([sweep], tmp_path / "out", reps=50)
-    first, second = (part.splitlines() for part in text.split("\n\n")[-3::2])
-    assert text.split("\n\n")[-4:-1:2] == ["Task0-v0:", "Task1-v0:"]
-    assert [line.split("|")[1:-1] for line in first[2:]] == [
-        [" diffusion select, pre-trained ", "    2 ", " 0.500 [0.000, 1.000] "]
+    tasks, differences = ([line.split("|")[1:-1] for line in text.split("\n\n")[i].splitlines()] for i in (-3, -1))
+    tasks, differences = ([[cell.strip() for cell in row] for row in table] for table in (tasks, differences))
+    both, one = success_interval(1, 2), rate_interval([0.4, 0.6])
+    assert tasks[0] == ["method", "Task0-v0", "Task1-v0", "all"]
+    assert tasks[2][:3] == [
+        "diffusion select, pre-trained",
+        f"0.500 [{both.low:.3f}, {both.high:.3f}]",
+        f"0.500 [{one.low:.3f}, {one.high:.3f}]",
     ]
-    assert [line.split("|")[3].strip() for line in second[2:]] == ["0.400 [0.400, 0.400]", "0.100"]
+    assert tasks[3][0] == "diffusion select, from scratch" and tasks[3][1] == tasks[3][3] == "–"
+    assert differences[2][0] == "diffusion select, from scratch − diffusion select, pre-trained"
+    paired = mean_interval([0.1 - 0.4, 0.2 - 0.6])
+    assert differences[2][1:] == ["–", f"-0.350 [{paired.low:+.3f}, {paired.high:+.3f}]", "–"]
 
 
 # Scores -------------------------------------------------------------------------------------------------------------------
@@ -154,7 +175,7 @@ def test_the_first_score_that_all_runs_have(tmp_path):
     runs = [make_run(tmp_path / f"{seed}", 0.5, seed=seed, summary={"normalized_score": 0.9}) for seed in (0, 1)]
     text = report(runs, tmp_path / "out", reps=20)
     assert text.startswith("Normalized score at the end of fine-tuning: 2 runs, 1 method, 1 task.")
-    assert cells(text, "diffusion select, pre-trained")[3] == "0.900 [0.900, 0.900]"
+    assert cells(text, "diffusion select, pre-trained")[3] == "0.900"
     runs.append(make_run(tmp_path / "2", 0.5, seed=2, summary={"normalized_score": None}))
     assert report(runs, tmp_path / "out", reps=20).startswith("Success rate")
     with pytest.raises(ValueError, match=r"1 run of 3 without normalized_score, such as .*2\."):
@@ -170,7 +191,7 @@ def test_returns_are_for_one_environment(tmp_path):
         report(runs, tmp_path / "out")
     text = report(runs, tmp_path / "out", score="mean_reward", reps=50)
     assert text.startswith("Return at the end") and "gap" not in text
-    assert cells(text, "diffusion select, pre-trained")[3:] == ["-617.0 [-1,234.0, 0.000]"] * 3
+    assert cells(text, "diffusion select, pre-trained")[3:] == ["-617.0 [-8,456.7, 7,222.7]", "-617.0", "-617.0"]
     runs.append(make_run(tmp_path / "another", None, env_id=B))
     with pytest.raises(ValueError, match=rf"not comparable, .* these runs are of {A}, {B}"):
         report(runs, tmp_path / "out", score="mean_reward")
@@ -220,7 +241,7 @@ def test_runs_of_other_lengths_are_not_pooled(tmp_path):
 
 
 def test_runs_with_other_settings_are_not_pooled(tmp_path):
-    # What goes with the task is no other method; nor is the folder of another pre-training.
+    # Settings that depend on the task do not set methods apart, nor does the folder of the pre-training.
     for (i, env_id), seed in product(enumerate((A, B)), (0, 1)):
         settings = {"batch_size": 128 * (i + 1), "policy_kwargs": {"net_arch": [8], "pretrained": f"{seed}"}}
         make_run(tmp_path / "s" / f"{i}-{seed}", env_id=env_id, seed=seed, algo_kwargs=settings)
@@ -231,7 +252,7 @@ def test_runs_with_other_settings_are_not_pooled(tmp_path):
     report([tmp_path / "s"], tmp_path / "out", reps=20)
     assert methods_of(tmp_path / "out") == [
         "diffusion select, pre-trained, algo_kwargs.policy_kwargs.net_arch=[8]",
-        "diffusion select, pre-trained, operator_kwargs.n_candidates=4, algo_kwargs.policy_kwargs.net_arch=[16]",
+        "diffusion select, pre-trained, algo_kwargs.policy_kwargs.net_arch=[16], operator_kwargs.n_candidates=4",
     ]
 
 
@@ -301,11 +322,11 @@ def test_refused_runs(tmp_path):
         ([], "name at least one run folder"),
         ([tmp_path / "nowhere"], "nowhere does not exist"),
         ([tmp_path / "file"], "file is not a folder"),
-        ([tmp_path / "empty"], r"empty is no run folder, and none of the folders in it is: no config\.json"),
+        ([tmp_path / "empty"], r"empty is not a run folder: it has no config\.json"),
         ([interrupted], r"interrupted was interrupted: it has no summary\.json"),
-        ([tmp_path / "sweep"], r"sweep holds no complete run of exdm finetune \(1 interrupted\)"),
+        ([tmp_path / "sweep"], r"sweep holds no complete run of exdm finetune \(1 interrupted run\)"),
         ([explored], "explored holds a run of exdm pretrain; name runs of exdm finetune"),
-        ([damaged], "damaged does not say timesteps, mean_reward"),
+        ([damaged], "damaged has no timesteps, mean_reward"),
         ([make_run(tmp_path / "a"), make_run(tmp_path / "b")], f"a and .*b are both of 'diffusion select, .*{A} with seed 0"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
@@ -318,10 +339,10 @@ def test_refused_runs(tmp_path):
 
 
 def test_without_rliable_the_error_says_what_to_install(tmp_path, monkeypatch):
-    run = make_run(tmp_path / "run")
+    sweep = make_sweep(tmp_path / "sweep", np.random.default_rng(0).random((10, 1)))
     monkeypatch.setitem(sys.modules, "rliable", None)
-    with pytest.raises(ImportError, match=r'pip install "sb3-exdm\[plots\]"'):
-        report([run], tmp_path / "out")
+    with pytest.raises(ImportError, match=r'pip install "sb3-exdm\[benchmark\]"'):
+        report([sweep], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -359,7 +380,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert json.loads(json.dumps(rows_of(Path("again/runs.csv"))[1]))["folder"] == str(Path("sweep/run-0-1"))
     for argv, message in (
         (["report"], "exdm: There is nothing to report: name at least one run folder.\n"),
-        (["report", "sweep", "--reps", "0"], "exdm: --reps must be at least 1, got 0.\n"),
+        (["report", "sweep", "--reps", "0"], "exdm: reps must be an integer of at least 1, got 0.\n"),
         (["report", "nowhere"], "exdm: The run folder nowhere does not exist.\n"),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -373,5 +394,5 @@ def test_help(capsys):
         main(["report", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    words = ["RUN [RUN ...]", "--out", "--reps", "Example:", "2000", *aggregate.SCORES]
+    words = ["RUN [RUN ...]", "--out", "--reps", "Example:", "2000", *SCORES]
     assert [word for word in words if word not in text] == []

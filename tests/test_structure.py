@@ -54,8 +54,6 @@ def test_every_package_has_a_place_in_the_order():
 
 def test_public_names_exist_and_are_documented():
     assert len(set(api.__all__)) == len(api.__all__)
-        api.__all__
-    )
     for name in api.__all__:
         value = getattr(sb3_exdm, name)
         assert name in ("OPERATORS", "REWARDS", "register_env_factory") or value.__doc__, name

@@ -1,22 +1,10 @@
-"""The example that checks the theorems: its parts against closed forms and other ways to compute the same."""
-
-import importlib.util
-from pathlib import Path
+"""The script that checks the theorems: its parts against closed forms and other ways to compute the same."""
 
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parent.parent / "examples" / "theory.py"
+from examples.experiments import theorems as theory
 
-
-def load_theory():
-    spec = importlib.util.spec_from_file_location("theory", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-theory = load_theory()
 all_betas = pytest.mark.parametrize("beta", theory.BETAS.values())
 
 
@@ -194,9 +182,10 @@ class TestAlternation:
         assert policy.tolist() == [[0.0, 1.0]] and most == pytest.approx(1e4 + 0.1 * np.log(0.75))
 
 
+@pytest.mark.slow
 class TestMain:
     def test_reports_and_draws(self, tmp_path, capsys):
-        out = tmp_path / "new" / "theory.png"
+        out = tmp_path / "new" / "theorems.png"
         share = theory.main(["--n-mdps", "12", "--seed", "3", "--out", str(out)])
         printed = capsys.readouterr().out
         assert 0.8 <= share <= 1 and f"12 MDPs: in {share:.1%}" in printed and "0.0% are undecided" in printed
@@ -211,7 +200,7 @@ class TestMain:
         assert printed[0] == printed[1] != printed[2]
 
     def test_bad_arguments_fail_first(self, tmp_path, capsys):
-        with pytest.raises(ValueError, match="picture"):
+        with pytest.raises(ValueError, match="image file"):
             theory.main(["--out", str(tmp_path / "theory.txt")])
         with pytest.raises(SystemExit):
             theory.main(["--n-mdps", "0"])

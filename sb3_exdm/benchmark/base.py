@@ -108,10 +108,12 @@ class Benchmark(Config):
         """
         self.validate()
         planned = self.plan()
-        if not self.report_only:
-            run_missing(planned, self.jobs)
         reported = [run for run in planned if isinstance(run.config, self.reports_on)]
-        complete = [run for run in reported if is_complete(run)]
+        complete = reported
+        if self.report_only:
+            complete = [run for run in reported if is_complete(run)]
+        else:
+            run_missing(planned, self.jobs)
         if not complete:
             raise ValueError(f"There is nothing to report: {self.out} holds no complete run of this sweep.")
         counts = f"{len(complete)} of {len(reported)} runs are complete; n is the number of runs where some are missing."

@@ -63,7 +63,7 @@ def run_missing(runs: Sequence[PlannedRun[Any]], jobs: int) -> None:
         with tqdm(total=len(missing), unit="run", disable=None) as bar:
             for stage in ([run for run in missing if run.requires is None], [run for run in missing if run.requires]):
                 ready = [run for run in stage if run.requires is None or RunFolder(run.requires).is_complete()]
-                failures += [f"{run.folder.name}: needs {run.requires}" for run in stage if run not in ready]
+                failures += [f"{run.folder.name}: requires the run {run.requires}" for run in stage if run not in ready]
                 bar.update(len(stage) - len(ready))
                 results = Parallel(jobs, backend="threading", return_as="generator_unordered")(
                     delayed(processes.execute)(run) for run in ready
@@ -80,7 +80,7 @@ def run_missing(runs: Sequence[PlannedRun[Any]], jobs: int) -> None:
 
 
 class _Processes:
-    """Processes that execute runs now, to end them when the sweep is interrupted."""
+    """Processes of the runs in progress, which end when the sweep is interrupted."""
 
     def __init__(self) -> None:
         self._executors: set[Any] = set()
@@ -88,7 +88,7 @@ class _Processes:
         self._stopped = False
 
     def execute(self, run: PlannedRun[Any]) -> str | None:
-        """Execute a run in a new process; returns what failed."""
+        """Execute a run in a new process; return the failure, if there is one."""
         with self._lock:
             if self._stopped:
                 return None
@@ -99,6 +99,9 @@ class _Processes:
             executor.submit(_work, run, name and registry[name]).result()
         except Exception as error:  # one failure must not end the sweep
             return f"{run.folder.name}: {type(error).__name__}: {error}"
+        except KeyboardInterrupt:  # here rather than in the caller, where a single job is executed in the main thread
+            self.stop()
+            raise
         finally:
             executor.shutdown()
             self._executors.discard(executor)

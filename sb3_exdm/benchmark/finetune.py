@@ -41,12 +41,7 @@ class FinetuneBenchmark(FinetuneSweep):
     """
 
     out: Folder = Path("runs/finetune-benchmark")
-    mazes: Mazes = (
-        "SquareC",
-        "SquareTree",
-        "SquareBottleneck",
-        "SquareLarge",
-    )
+    mazes: Mazes = ("SquareC", "SquareTree", "SquareBottleneck", "SquareLarge")
     """Names or env ids of mazes."""
     reuse_data: ReuseData = "both"
     pretrained: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: <out>/pretrained)")] = None
@@ -94,7 +89,7 @@ class FinetuneBenchmark(FinetuneSweep):
                 "without critic and Gaussian:",
                 markdown_table(interval_table(pd.concat(both), "rate", n_seeds)),
             ]
-        explored = list(dict.fromkeys(run.requires for run in runs if run.requires is not None))
+        explored = [path for path in dict.fromkeys(run.requires for run in runs) if path and RunFolder(path).is_complete()]
         if explored:
             parts += ["Seeds whose pre-training reached the goal:", markdown_table(_reached(explored))]
         return parts

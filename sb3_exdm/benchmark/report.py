@@ -14,6 +14,7 @@ from scipy import stats
 
 from sb3_exdm.benchmark.statistics import (
     DIFFERENCES,
+    MEAN_INTERVAL,
     RATE_INTERVAL,
     Interval,
     bootstrap_intervals,
@@ -309,7 +310,7 @@ def _draw(aggregates: pd.DataFrame, score: str, path: Path) -> None:
 def _make_report(figures: pd.DataFrame, aggregates: pd.DataFrame, score: str, notes: Sequence[str], reps: int) -> str:
     n_tasks, n_methods, n_seeds = (figures[name].nunique() for name in ("task", "method", "seed"))
     gap = " Optimality gap: mean shortfall from 1; lower is better." if score in _COMPARABLE else ""
-    interval = RATE_INTERVAL if score == "success_rate" else "95 % interval of Student's t over seeds"
+    interval = RATE_INTERVAL if score == "success_rate" else MEAN_INTERVAL
     cells: dict[str, dict[str, str]] = {}
     for row in aggregates.itertuples():
         cell = interval_cell(Interval(row.value, row.low, row.high))

@@ -10,9 +10,11 @@ from scipy import stats
 LEVEL = 0.95
 """Confidence level of all intervals."""
 
-RATE_INTERVAL = "95 % interval over seeds, of Student's t, clipped to [0, 1], or Clopper–Pearson's if every seed is 0 or 1"
+MEAN_INTERVAL = "95 % interval (Student's t over seeds)"
+"""Caption of :func:`mean_interval`."""
+RATE_INTERVAL = "95 % interval (Student's t over seeds, clipped to [0, 1]; Clopper–Pearson if every seed is 0 or 1)"
 """Caption of :func:`rate_interval`."""
-DIFFERENCES = "Differences to the first, paired over seeds, with the 95 % interval of the paired t test"
+DIFFERENCES = "Differences to the first, with a 95 % interval (paired t test over seeds)"
 """Caption of :func:`mean_interval` of differences."""
 
 

@@ -1,1 +1,1 @@
-"""What every other package needs: validation, spaces, running moments, serialization."""
+"""Common parts: validation, registries, spaces, running moments, returns, serialization."""

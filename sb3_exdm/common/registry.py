@@ -1,4 +1,4 @@
-"""Names that users can add to."""
+"""Registries: names that users can extend."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
@@ -10,7 +10,7 @@ Entry = TypeVar("Entry")
 
 class Registry(Mapping[str, Entry]):
     """
-    A mapping from names to what they stand for, with a decorator to add entries.
+    Mapping from names to entries, with a decorator to add one.
 
     :param kind: noun for error messages, e.g. ``"reward"``
     """
@@ -62,5 +62,5 @@ class Registry(Mapping[str, Entry]):
 
 
 def _identity(entry: object) -> tuple[object, object]:
-    """What stays the same when a module is imported again."""
+    """Module and name of an entry, which are the same when a module is imported again."""
     return getattr(entry, "__module__", None), getattr(entry, "__qualname__", entry)

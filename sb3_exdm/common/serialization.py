@@ -1,7 +1,7 @@
 """
-Files that survive: written whole or not at all, read without executing anything, checked before use.
+Files: atomic writing, JSON, trees of tensors, Gymnasium spaces.
 
-Tensors go into safetensors files; the structure around them is JSON in the header. No file is unpickled.
+Tensors are stored as safetensors, the structure around them as JSON in the header. Reading executes no code.
 """
 
 import json
@@ -18,8 +18,8 @@ from gymnasium import spaces
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-FORMAT_VERSION = 1
-"""Version of every file and run folder; raised when older code could not read a newer one."""
+FORMAT_VERSION = 2
+"""Version of every file and run folder; raised when older code cannot read a newer one, or the reverse."""
 
 
 class ArtifactError(ValueError):
@@ -29,9 +29,9 @@ class ArtifactError(ValueError):
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """
-    Yields a temporary path beside ``path`` and renames it when the block ends well; otherwise nothing remains.
+    Write a file whole or not at all: yield a temporary path beside ``path``, and rename it when the block ends without error.
 
-    :param path: the file to write
+    :param path: file to write
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,14 +47,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """:param content: JSON-able; NaN is refused, because other readers of JSON would choke on it"""
+    """
+    Write a JSON file.
+
+    :param path: file
+    :param content: plain data; NaN is refused, because it is not valid JSON
+    """
     text = json.dumps(content, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """:raises ArtifactError: if the file is missing, no JSON object, or from a newer version"""
+    """
+    Read a JSON file.
+
+    :param path: file
+    :raises ArtifactError: if the file is missing, is not a JSON object, or is from another version
+    """
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -69,10 +79,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def check_format(version: Any, path: Path) -> None:
-    """:raises ArtifactError: if ``version`` is newer than this code"""
+    """
+    Refuse files of other versions.
+
+    :param version: format version of a file
+    :param path: the file
+    :raises ArtifactError: if this version of the library does not read it
+    """
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} was written by an older sb3-exdm (format {version}, this one reads {FORMAT_VERSION}); run it again, or "
+            "install the older version."
+        )
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} was written by a newer sb3-exdm (format {version}, this one reads up to {FORMAT_VERSION}); upgrade it."
+            f"{path} was written by a newer sb3-exdm (format {version}, this one reads {FORMAT_VERSION}); upgrade it."
         )
 
 
@@ -81,8 +102,8 @@ def save_tree(path: str | Path, tree: dict[str, Any], kind: str) -> None:
     Save nested dicts, lists, tuples, numbers, strings, None and tensors.
 
     :param path: the file
-    :param tree: what to save
-    :param kind: what the file is, checked when it is read
+    :param tree: nested data
+    :param kind: kind of content, checked by :func:`load_tree`
     """
     tensors: dict[str, th.Tensor] = {}
     structure = _flatten(tree, tensors)
@@ -93,11 +114,11 @@ def save_tree(path: str | Path, tree: dict[str, Any], kind: str) -> None:
 
 def load_tree(path: str | Path, kind: str) -> dict[str, Any]:
     """
-    Read what :func:`save_tree` wrote; all tensors come back on the CPU.
+    Read a file of :func:`save_tree`; all tensors are on the CPU.
 
     :param path: the file
-    :param kind: what the file must be
-    :raises ArtifactError: if the file is missing, damaged, of another kind or from a newer version
+    :param kind: expected kind of content
+    :raises ArtifactError: if the file is missing, damaged, of another kind or from another version
     """
     path = Path(path)
     if not path.is_file():
@@ -148,7 +169,7 @@ def _unflatten(node: Any, file: Any) -> Any:
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
     """
-    Plain description of a Gymnasium space.
+    Describe a Gymnasium space as plain data.
 
     :param space: Box, Discrete, MultiDiscrete, MultiBinary or Dict
     """
@@ -173,7 +194,12 @@ def _bounds(bound: np.ndarray) -> Any:
 
 
 def space_from_json(description: dict[str, Any]) -> spaces.Space:
-    """Inverse of :func:`space_to_json`."""
+    """
+    Rebuild a space.
+
+    :param description: from :func:`space_to_json`
+    :raises ArtifactError: for an unknown kind of space
+    """
     kind = description["type"]
     if kind == "Box":
         shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])

@@ -152,7 +152,12 @@ class SpaceEncoder:
 
 
 def is_bounded_vector(space: spaces.Space) -> bool:
-    """Whether a space is a Box with one axis and finite bounds (those of float32 count as none)."""
+    """
+    Tell bounded vectors from other spaces.
+
+    :param space: any space
+    :return: whether it is a Box with one axis and finite bounds; those of float32 count as infinite
+    """
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         return False
     return bool(np.all(np.abs(space.low) < 1e6) and np.all(np.abs(space.high) < 1e6))

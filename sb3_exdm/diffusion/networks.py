@@ -49,10 +49,7 @@ class NoiseLevelFeatures(nn.Module):
         self.output_dim = 1 + 2 * n_frequencies
 
     def forward(self, log_snr: th.Tensor) -> th.Tensor:
-        """
-        :param log_snr: log signal-to-noise ratios, ``(batch,)``
-        :return: features, ``(batch, output_dim)``
-        """
+        """Compute the features ``(batch, output_dim)`` of log signal-to-noise ratios ``(batch,)``."""
         phases = log_snr.unsqueeze(1) * self.frequencies  # (batch, n_frequencies)
         return th.cat([0.25 * log_snr.unsqueeze(1), phases.sin(), phases.cos()], dim=1)
 

@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_exdm.common.returns import n_step_returns
 from sb3_exdm.common.validation import check_finite, check_integers
 from sb3_exdm.exploration.settings import FitSchedule, RewardSettings
 from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward
@@ -205,17 +206,14 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
 
         :return: last transition of each sum, the sums, and the discounts of the next values, each ``(batch,)``
         """
-        offsets = np.arange(self.n_steps)
-        steps = (starts[:, None] + offsets) % self.buffer_size  # (batch, n_steps)
+        steps = (starts[:, None] + np.arange(self.n_steps)) % self.buffer_size  # (batch, n_steps)
         newest = (self.pos - 1) % self.buffer_size  # followed by the oldest transition, or none
         ends = (self.dones[steps, envs[:, None]] > 0) | (steps == newest)  # (batch, n_steps)
-        n_valid = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, self.n_steps)  # (batch,)
-        valid = offsets < n_valid[:, None]  # (batch, n_steps)
-        rewards = np.zeros(steps.shape, dtype=np.float32)
-        rewards[valid] = self._rewards(steps[valid], np.repeat(envs, n_valid), env)
-        returns = rewards @ (self.gamma**offsets).astype(np.float32)
-        discounts = (self.gamma**n_valid).astype(np.float32)
-        return (starts + n_valid - 1) % self.buffer_size, returns, discounts
+        of_steps = np.broadcast_to(envs[:, None], steps.shape)
+        counts, returns, discounts = n_step_returns(
+            ends, self.gamma, lambda mask: self._rewards(steps[mask], of_steps[mask], env)
+        )
+        return (starts + counts - 1) % self.buffer_size, returns, discounts
 
     def _to_tensors(self, observations: Any) -> Any:
         if isinstance(observations, dict):

@@ -50,7 +50,7 @@ class DiffusionFinetuneCallback(FinetuneSchedule):
         critic_updates: int = 0,
         verbose: int = 0,
     ) -> None:
-        super().__init__(offline_updates, critic_updates, verbose)
+        super().__init__(offline_updates, critic_updates, verbose=verbose)
         check_choice("operator", operator, OPERATORS)
         if not 0.0 <= exploration_noise < float("inf"):
             raise ValueError(f"exploration_noise must be finite and at least 0, got {exploration_noise}.")

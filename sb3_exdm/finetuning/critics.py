@@ -82,21 +82,11 @@ class ExpectileValue:
         self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate, fused=True)
 
     def state_values(self, features: th.Tensor) -> th.Tensor:
-        """
-        Predict state values.
-
-        :param features: features of the observations, ``(batch, features_dim)``
-        :return: values, ``(batch,)``
-        """
+        """Predict the values of states, ``(batch,)``."""
         return self.network(features, features[:, :0])[0]
 
     def learn(self, batch: Batch) -> th.Tensor:
-        """
-        Take one step of Adam.
-
-        :param batch: transitions
-        :return: loss, a scalar
-        """
+        """Take one step of Adam and return the loss."""
         with th.no_grad():
             targets = self.policy.critic_target(batch.features, batch.actions).amin(dim=0)
         loss = expectile_loss(targets - self.state_values(batch.features), self.expectile)
@@ -107,12 +97,7 @@ class ExpectileValue:
 
     @th.no_grad()
     def next_values(self, batch: Batch) -> th.Tensor:
-        """
-        Predict the values of the next states.
-
-        :param batch: transitions
-        :return: values, ``(batch,)``
-        """
+        """Predict the values of the next states, ``(batch,)``."""
         return self.state_values(batch.next_features)
 
     def training_state(self) -> dict[str, Any]:
@@ -159,23 +144,13 @@ class GaussianUpdate:
 
     @th.no_grad()
     def next_values(self, batch: Batch) -> th.Tensor:
-        """
-        Estimate the soft values of the next states.
-
-        :param batch: transitions
-        :return: values, ``(batch,)``
-        """
+        """Estimate the soft values of the next states, ``(batch,)``."""
         actions, log_prob = self._sample(batch.next_features)
         values = self.policy.critic_target(batch.next_features, actions).amin(dim=0)
         return values - self.log_ent_coef.exp() * log_prob
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
-        """
-        Take one step of Adam on Gaussian and temperature.
-
-        :param batch: transitions
-        :return: loss and temperature
-        """
+        """Take one step of Adam on Gaussian and temperature, and return loss and temperature."""
         actions, log_prob = self._sample(batch.features)
         ent_coef = self.log_ent_coef.exp()
         actor_loss = (ent_coef.detach() * log_prob - self.policy.critic(batch.features, actions).amin(dim=0)).mean()

@@ -203,10 +203,9 @@ class GaussianFinetuneCallback(FinetuneSchedule):
         uniform: bool = False,
         verbose: int = 0,
     ) -> None:
-        super().__init__(offline_updates, critic_updates, verbose)
+        super().__init__(offline_updates, critic_updates, uniform, verbose)
         check_integers(kl_steps=(kl_steps, 0))
         self.kl_steps = kl_steps
-        self.uniform = uniform
 
     def _init_callback(self) -> None:
         super()._init_callback()
@@ -216,14 +215,6 @@ class GaussianFinetuneCallback(FinetuneSchedule):
             raise ValueError(f"critic_updates and kl_steps need {names} (sb3_exdm.finetuning), got {type(model).__name__}.")
         self.n_collected, self.n_updates = model.num_timesteps, 0
         self._kl_start: int | None = None
-
-    def _take_over(self) -> None:
-        super()._take_over()
-        if self.uniform:
-            self.model.learning_starts = self._learning_starts
-
-    def _can_learn(self) -> bool:
-        return self.uniform or super()._can_learn()
 
     def _start_learning(self) -> None:
         super()._start_learning()

@@ -29,17 +29,19 @@ class FinetuneSchedule(BaseCallback):
 
     :param offline_updates: number of offline updates
     :param critic_updates: number of updates of the critic alone
+    :param uniform: act uniformly during the warm-up and learn from equal rewards too, as Stable-Baselines3 does
     :param verbose: verbosity
     :raises ValueError: for numbers out of range
     """
 
     model: OffPolicyAlgorithm
 
-    def __init__(self, offline_updates: int, critic_updates: int, verbose: int = 0) -> None:
+    def __init__(self, offline_updates: int, critic_updates: int, uniform: bool = False, verbose: int = 0) -> None:
         super().__init__(verbose)
         check_integers(offline_updates=(offline_updates, 0), critic_updates=(critic_updates, 0))
         self.offline_updates = offline_updates
         self.critic_updates = critic_updates
+        self.uniform = uniform
         self.n_collected = 0
         self.n_updates = 0
         self.first_update_timestep: int | None = None
@@ -75,7 +77,9 @@ class FinetuneSchedule(BaseCallback):
 
     def _take_over(self) -> None:
         """Keep the algorithm from its own updates, and from uniform actions in the next rollout."""
-        self.model.gradient_steps = self.model.learning_starts = 0
+        self.model.gradient_steps = 0
+        if not self.uniform:
+            self.model.learning_starts = 0
 
     def _on_rollout_start(self) -> None:
         # Whatever is saved during a rollout holds the user's settings.
@@ -91,14 +95,11 @@ class FinetuneSchedule(BaseCallback):
     def _on_rollout_end(self) -> None:
         n_new = self.num_timesteps - self._n_before
         self.n_collected += n_new
-        if self.n_collected > self._learning_starts and self._can_learn():
+        if self.n_collected > self._learning_starts and (self.uniform or self.buffer.has_signal):
             if self.n_updates == 0:
                 self._start_learning()
             self._make_updates(n_new if self._gradient_steps < 0 else self._gradient_steps)
         self._take_over()
-
-    def _can_learn(self) -> bool:
-        return self.buffer.has_signal
 
     def _start_learning(self) -> None:
         """Prepare the first update after the warm-up."""
@@ -111,12 +112,7 @@ class FinetuneSchedule(BaseCallback):
             self._update(gradient_steps, critic_only)
 
     def _update(self, gradient_steps: int, critic_only: bool) -> None:
-        """
-        Make updates and count them in ``n_updates``.
-
-        :param gradient_steps: number of updates, positive
-        :param critic_only: whether only the critic is updated
-        """
+        """Make updates, of the critic alone if asked, and count them in ``n_updates``."""
         raise NotImplementedError
 
     def _on_training_end(self) -> None:

@@ -119,14 +119,11 @@ class DiffusionPolicy(BasePolicy):
         gaussian_arch, critic_arch = get_actor_critic_arch([256, 256] if net_arch is None else net_arch)
         source, gaussian = (None, None) if pretrained is None else load_pretrained(pretrained, "cpu")
         if source is not None:
-            for name, given, known in (
-                ("observations", observation_space, source.observation_space),
-                ("actions", action_space, source.action_space),
-            ):
-                if given != known:
-                    raise ValueError(
-                        f"The policy in {pretrained} was pre-trained with {name} {known}, the environment has {given}."
-                    )
+            if (source.observation_space, source.action_space) != (observation_space, action_space):
+                raise ValueError(
+                    f"The policy in {pretrained} was pre-trained with observations {source.observation_space} and actions "
+                    f"{source.action_space}, the environment has {observation_space} and {action_space}."
+                )
             sampling = {**source.config, **{key: value for key, value in sampling.items() if value is not None}}
         if gaussian is not None:
             gaussian_arch = gaussian.net_arch
@@ -163,12 +160,7 @@ class DiffusionPolicy(BasePolicy):
         return self.actor.config["n_sampling_steps"]
 
     def features(self, observations: th.Tensor) -> th.Tensor:
-        """
-        Compute the features that all networks share.
-
-        :param observations: raw observations, ``(batch, *shape)``
-        :return: features, ``(batch, features_dim)``
-        """
+        """Compute the features ``(batch, features_dim)`` of raw observations, which all networks share."""
         return self.actor.features(observations)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -280,13 +272,7 @@ class DiffusionPolicy(BasePolicy):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """
-        Restore what :meth:`get_extra_state` returned. PyTorch loads the tensors after this.
-
-        :param state: from :meth:`get_extra_state`
-        :raises ValueError: if the networks were built with other arguments
-        """
-        state = _upgrade(state)
+        """Restore what :meth:`get_extra_state` returned. PyTorch loads the tensors after this."""
         if different := {key: value for key, value in state["network_kwargs"].items() if self.network_kwargs[key] != value}:
             raise ValueError(
                 f"The saved networks were built with {different}, these with "
@@ -329,26 +315,7 @@ def saved_network_kwargs(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     :param state_dict: state dict of a :class:`DiffusionPolicy`
     :return: arguments of :class:`DiffusionPolicy`, plain data
     """
-    return _upgrade(state_dict["_extra_state"])["network_kwargs"]
-
-
-def _upgrade(state: dict[str, Any]) -> dict[str, Any]:
-    """Convert the extra state of files that were written before ``network_kwargs``."""
-    if "config" not in state:
-        return state
-    config, actor = state["config"], state["config"]["actor"]
-    return {
-        "network_kwargs": {
-            "net_arch": {"pi": config["gaussian_arch"], "qf": config["critic_arch"]},
-            "diffusion_arch": actor["net_arch"],
-            "n_critics": config["n_critics"],
-            **{key: actor[key] for key in ("n_sampling_steps", "grid", "frequencies")},
-        },
-        "has_pretrained_gaussian": config["has_pretrained_gaussian"],
-        "action_selection": state["acting"],
-        "finetuning_state": state["learner"],
-        **{key: state[key] for key in ("actor", "behavior", "critic_optimizer")},
-    }
+    return state_dict["_extra_state"]["network_kwargs"]
 
 
 @lru_cache(maxsize=32)

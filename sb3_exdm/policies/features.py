@@ -76,23 +76,14 @@ class ObservationFeatures(nn.Module):
         self.register_buffer("std", th.ones(dim))
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
-        """
-        Compute the features.
-
-        :param observations: raw observations, ``(batch, *shape)``
-        :return: features, ``(batch, dim)``
-        """
+        """Compute the features ``(batch, dim)`` of raw observations ``(batch, *shape)``."""
         observations = observations.flatten(1).float()
         if self.fourier is not None:
             return self.fourier(observations)
         return ((observations - self.mean) / self.std).clamp(-self.limit, self.limit)
 
     def fit(self, observations: np.ndarray) -> None:
-        """
-        Set mean and standard deviation to those of data. Fourier features do not use them.
-
-        :param observations: ``(n, *shape)``
-        """
+        """Set mean and standard deviation, which Fourier features do not use, to those of data ``(n, *shape)``."""
         rows = np.asarray(observations, dtype=np.float64).reshape(len(observations), -1)
         self.mean.copy_(th.as_tensor(rows.mean(axis=0)))
         self.std.copy_(th.as_tensor(np.maximum(rows.std(axis=0), 1e-4)))

@@ -77,12 +77,7 @@ class SquashedGaussian(nn.Module):
         self.log_std = nn.Linear(net_arch[-1], action_dim)
 
     def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """
-        Compute the distribution before squashing.
-
-        :param features: features of the observations, ``(batch, features_dim)``
-        :return: mean and log standard deviation, each ``(batch, action_dim)``
-        """
+        """Compute mean and log standard deviation before squashing, each ``(batch, action_dim)``."""
         latent = self.latent_pi(features)
         return self.mu(latent), self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -102,10 +97,5 @@ class SquashedGaussian(nn.Module):
         return raw.tanh(), log_prob.sum(dim=1)
 
     def mode(self, features: th.Tensor) -> th.Tensor:
-        """
-        Compute the squashed means.
-
-        :param features: features of the observations, ``(batch, features_dim)``
-        :return: actions in [-1, 1], ``(batch, action_dim)``
-        """
+        """Compute the squashed means, ``(batch, action_dim)``."""
         return self(features)[0].tanh()

@@ -17,7 +17,7 @@ from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.finetuning.callback import DiffusionFinetuneCallback
 from sb3_exdm.finetuning.distillation import distill
 from sb3_exdm.finetuning.gaussian import FINETUNE_ALGORITHMS, GaussianFinetuneCallback
-from sb3_exdm.finetuning.operators import OPERATORS
+from sb3_exdm.finetuning.operators import OPERATORS, make_operator
 from sb3_exdm.finetuning.relabel import RewardFn, relabel
 from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer
 from sb3_exdm.plots import plot_learning_curve
@@ -105,6 +105,8 @@ def finetune(
     :raises FileExistsError: if ``out`` holds a run already, or is a file
     :raises RunInterrupted: if stopped from the keyboard; a checkpoint is in ``out``
     """
+    if "env_id" in settings:
+        raise ValueError("env_id is not a setting: pass the environment as the first argument, env.")
     explored = None if pretrained is None else RunFolder(pretrained)
     if env is None:
         if explored is None:
@@ -127,6 +129,9 @@ def finetune(
         model = _build(config, vec_env, explored, device)
         if transitions is not None:
             _buffer(model).add_offline(transitions)
+        if config.operator is not None and isinstance(model.policy, DiffusionPolicy):
+            with th.random.fork_rng(devices=[]):  # refuses values out of range before anything is written
+                make_operator(config.operator, model.policy, **config.operator_kwargs)
         folder = None
         if out is not None:
             folder = RunFolder(out)

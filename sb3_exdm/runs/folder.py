@@ -59,12 +59,12 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its end."""
+        """True if the run reached its end."""
         return self.summary is not None
 
     @property
     def is_finetuned(self) -> bool:
-        """Whether ``exdm finetune`` wrote it, rather than ``exdm pretrain``."""
+        """True for ``exdm finetune``, False for ``exdm pretrain``."""
         return self.config["command"] == "finetune"
 
     def __repr__(self) -> str:
@@ -324,7 +324,7 @@ class ProgressLog:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that the numbers of a run may depend on."""
+    """Versions of the packages that the numbers of a run depend on."""
     packages = ("sb3-exdm", "stable-baselines3", "gymnasium", "torch", "numpy")
     found = {"python": platform.python_version(), "platform": f"{sys.platform}-{platform.machine()}"}
     for package in packages:

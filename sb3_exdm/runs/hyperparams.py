@@ -1,4 +1,4 @@
-"""Hyper-parameters: named profiles, what they make of each algorithm, and how a user's changes are merged."""
+"""Hyper-parameters: named profiles, defaults of each algorithm, and merging of a user's changes."""
 
 from collections.abc import Mapping
 from copy import deepcopy

@@ -19,12 +19,7 @@ class GradientOperator(Operator):
         return {"critic_loss": self.update_critic(batch, next_values), "actor_loss": self.improve(batch)}
 
     def improve(self, batch: Batch) -> th.Tensor:
-        """
-        Take one step of the actor's optimizer.
-
-        :param batch: transitions
-        :return: loss, a scalar
-        """
+        """Take one step of the actor's optimizer and return the loss."""
         raise NotImplementedError
 
     def _value_gradient(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:

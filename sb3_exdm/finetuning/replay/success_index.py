@@ -28,11 +28,7 @@ class SuccessIndex:
         return self._count
 
     def near_success_indices(self) -> np.ndarray:
-        """
-        Return the transitions near a success.
-
-        :return: indices into the flattened ring buffer, ``(n_near_success,)``
-        """
+        """Return the indices of these transitions in the flattened ring buffer, ``(n_near_success,)``."""
         if self._indices is None:
             self._indices = np.flatnonzero(self._near_success)
         return self._indices

@@ -83,11 +83,7 @@ class Transitions:
         return batch
 
     def concatenate(self, other: "Transitions") -> "Transitions":
-        """
-        Append transitions of other episodes; both of stride 1.
-
-        :param other: transitions to append
-        """
+        """Append transitions of other episodes; both of stride 1."""
         names = [field.name for field in fields(self) if field.name != "stride"]
         joined: dict[str, Any] = {name: np.concatenate((getattr(self, name), getattr(other, name))) for name in names}
         return replace(self, **joined)
