@@ -233,13 +233,10 @@ class TestEnvSource:
         [("auto", Maze2dSB3VecEnv), ("dummy", DummyVecEnv), pytest.param("subproc", SubprocVecEnv, marks=pytest.mark.slow)],
     )
     def test_a_maze_has_state_coverage_however_it_is_stepped(self, vec_env, kind):
-        source = EnvSource.of(MAZE)
-        env = source.make_vec(2, 0, {}, vec_env)
-        try:
-            assert isinstance(env, kind)
-            assert isinstance(source.make_coverage(env.observation_space, {}, None), sb3_exdm.StateCoverage)
-        finally:
-            env.close()
+        kwargs = {"vec_env": vec_env, "n_envs": 2, "policy_steps": 0, "progress_bar": False}
+        run = sb3_exdm.pretrain(MAZE, 64, reward="zero", **kwargs)
+        assert isinstance(run.model.get_env(), kind)
+        assert 0 < run.summary["coverage"] == run.summary["coverage_of_ceiling"] < 1
 
     def test_a_factory_of_the_user(self):
         @register_env_factory("Corridor")

@@ -103,7 +103,7 @@ def pretrain(
     vec_env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
     try:
         config = _resolve(config, source, vec_env)
-        coverage = source.make_coverage(vec_env.observation_space, config.env_kwargs, config.coverage_dims)
+        coverage = _make_coverage(config, source, vec_env.observation_space)
         content = {"command": "pretrain", **config.to_dict()}
         model, reward_model = _build(config, vec_env, device)
         folder = None
@@ -140,7 +140,7 @@ def _resolve(config: PretrainConfig, source: EnvSource, env: VecEnv) -> Pretrain
         defaults["buffer_size"] = min(config.total_timesteps, MAX_BUFFER_SIZE)
     if config.algo in ("td3", "ddpg") and action_noise is None:
         action_noise = 0.5
-    coverage = source.make_coverage(observation_space, config.env_kwargs, config.coverage_dims)
+    coverage = _make_coverage(config, source, observation_space)
     dims = coverage.dims if isinstance(coverage, BinCoverage) else None
     return config.with_changes(
         profile=profile,
@@ -148,6 +148,28 @@ def _resolve(config: PretrainConfig, source: EnvSource, env: VecEnv) -> Pretrain
         action_noise=action_noise,
         coverage_dims=None if dims is None else tuple(dims),
     )
+
+
+def _make_coverage(
+    config: PretrainConfig, source: EnvSource, observation_space: spaces.Space
+) -> StateCoverage | BinCoverage | None:
+    """State coverage where there is a map of the environment, else visited bins; None where observations are not vectors."""
+    coverage = source.factory.coverage(source.id, config.env_kwargs)
+    if coverage is not None:
+        if config.coverage_dims is not None:
+            raise ValueError("coverage_dims is for environments without a map; the state coverage of a maze is measured.")
+        return coverage
+    dims = config.coverage_dims
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        if dims is not None:
+            raise ValueError(f"coverage_dims needs observations that are vectors, got {observation_space}.")
+        return None
+    n_dims = observation_space.shape[0]
+    if dims is None:
+        dims = tuple(source.factory.coverage_dims(source.id) or range(min(n_dims, 2)))
+    if not dims or not all(0 <= dim < n_dims for dim in dims):
+        raise ValueError(f"coverage_dims must name dimensions from 0 to {n_dims - 1}, got {list(dims)}.")
+    return BinCoverage(dims)
 
 
 def _check_kwargs(config: PretrainConfig) -> None:
