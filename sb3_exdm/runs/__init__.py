@@ -1,0 +1,1 @@
+"""Runs: configuration, hyper-parameters, environments, run folders."""

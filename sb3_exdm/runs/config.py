@@ -1,0 +1,286 @@
+"""
+The settings of runs, a dataclass for each command.
+
+A field is at once a keyword argument of the recipe, a flag of the command line, a line of ``config.json`` and the key of a
+sweep. Its docstring is the help. To add a setting, add a field here and use it where it matters.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from sb3_exdm.common.validation import check_choice, describe_type, did_you_mean, is_instance
+from sb3_exdm.finetuning.operators import OPERATORS
+from sb3_exdm.rewards.registry import REWARDS
+from sb3_exdm.runs.envs import VEC_ENVS, import_user_module
+from sb3_exdm.runs.hyperparams import ALGORITHMS, PROFILES, to_plain
+
+SelfConfig = TypeVar("SelfConfig", bound="Config")
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """
+    Lower bound of a number, as metadata of its type.
+
+    :param smallest: smallest allowed value
+    """
+
+    smallest: float
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, as a registry has no hash
+class OneOf:
+    """
+    Allowed names, as metadata of a type.
+
+    :param known: names, or a registry of them
+    """
+
+    known: Collection[str]
+
+
+def _parse_json(words: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(words[0])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON such as '{{\"key\": 1}}': {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object such as '{\"key\": 1}'")
+    return value
+
+
+_JSON: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=_parse_json,
+    is_instance=lambda value: value is None or isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+PlainDict = Annotated[dict[str, Any], _JSON]
+"""Keyword arguments as plain data; a JSON object on the command line."""
+
+
+Count = Annotated[int, AtLeast(0), arg(metavar="N")]
+Positive = Annotated[int, AtLeast(1), arg(metavar="N")]
+
+
+def _shown(default: str, metavar: str = "N") -> Any:
+    """Help of a field whose default is None."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def _names(known: Collection[str]) -> str:
+    return f"{{{','.join(known)}}}"
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Base class of configurations."""
+
+    @classmethod
+    def make(cls: type[SelfConfig], **settings: Any) -> SelfConfig:
+        """
+        Build and check a configuration.
+
+        :param settings: values of fields; ``"module:NAME"`` imports the module that registers a name
+        :raises ValueError: for an unknown field, with the nearest one, or a value of the wrong type or out of range
+        """
+        known = [entry.name for entry in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise ValueError(f"There is no setting {name!r}{did_you_mean(name, known)}; choose among {', '.join(known)}.")
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            value = settings.get(name)
+            if isinstance(value, str) and ":" in value and any(isinstance(entry, OneOf) for entry in _metadata(hint)):
+                module, _, settings[name] = value.rpartition(":")
+                import_user_module(module)
+        config = cls(**to_plain(settings))
+        config.validate()
+        config.to_dict()  # refuses values that JSON cannot hold
+        return config
+
+    def validate(self) -> None:
+        """
+        Check types and ranges of all fields.
+
+        :raises ValueError: naming the first field that is wrong
+        """
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if not is_instance(value, hint):
+                raise ValueError(f"{name} must be {describe_type(hint)}, got {value!r}.")
+            for bound in _metadata(hint):
+                if isinstance(bound, AtLeast) and value is not None and value < bound.smallest:
+                    kind = "an integer" if isinstance(bound.smallest, int) else "a number"
+                    raise ValueError(f"{name} must be {kind} of at least {bound.smallest}, got {value!r}.")
+                if isinstance(bound, OneOf) and value is not None:
+                    check_choice(name, value, bound.known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Convert to plain data, as ``config.json`` holds it.
+
+        :raises ValueError: if a value cannot be written as JSON
+        """
+        content = asdict(self)
+        for name, value in content.items():
+            content[name] = str(value) if isinstance(value, Path) else value
+            try:
+                content[name] = json.loads(json.dumps(content[name]))
+            except TypeError as error:
+                raise ValueError(f"{name} must be plain data that JSON can hold: {error}.") from None
+        return content
+
+    @classmethod
+    def from_dict(cls: type[SelfConfig], content: Mapping[str, Any]) -> SelfConfig:
+        """
+        Rebuild a configuration from :meth:`to_dict`; keys that are not fields are left out.
+
+        :param content: plain data
+        :raises ValueError: for a value of the wrong type or out of range
+        """
+        known = {entry.name for entry in fields(cls)}
+        config = cls(**{key: value for key, value in content.items() if key in known})
+        config.validate()
+        return config
+
+    def with_changes(self: SelfConfig, **changes: Any) -> SelfConfig:
+        """
+        Copy with other values.
+
+        :param changes: values of fields
+        """
+        return replace(self, **changes)
+
+    def differences(self, content: Mapping[str, Any]) -> list[str]:
+        """
+        Compare with what another run was configured as.
+
+        :param content: contents of its ``config.json``
+        :return: fields that differ
+        """
+        return [name for name, value in self.to_dict().items() if content.get(name) != value]
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    """Metadata of ``Annotated`` in a type, at any depth of a union."""
+    found: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+    for part in get_args(hint):
+        found += _metadata(part)
+    return found
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(Config):
+    """Settings that pre-training and fine-tuning share."""
+
+    env_id: Annotated[str | None, arg(name="env"), _shown("that of the pre-training", "ID")] = None
+    """Id of a Gymnasium environment, e.g. Maze2d-SquareLarge-v0 or Pendulum-v1. "module:ID" imports the module first."""
+    total_timesteps: Annotated[Positive, arg(name="steps")] = 20_000
+    """Environment steps, over all environments together."""
+    seed: Count = 0
+    """Seed of everything."""
+    n_envs: Positive = 8
+    """Number of environments stepped together."""
+    vec_env: Annotated[str, OneOf(VEC_ENVS), arg(metavar=_names(VEC_ENVS))] = "auto"
+    """Stepping of environments: the fastest way in one process, one after another (dummy), or in a process each (subproc)."""
+    env_kwargs: PlainDict = field(default_factory=dict)
+    """Arguments of the environment, e.g. '{"goal_cell": "farthest"}'."""
+    profile: Annotated[str | None, OneOf(PROFILES), _shown("chosen from the observation space", _names(PROFILES))] = None
+    """Named set of default hyper-parameters."""
+    algo_kwargs: PlainDict = field(default_factory=dict)
+    """Changes to the hyper-parameters of the algorithm, merged deeply, e.g. '{"learning_rate": 0.001}'."""
+    action_noise: Annotated[float | None, AtLeast(0.0), _shown("0.5 to explore, 0.1 to fine-tune", "X")] = None
+    """Standard deviation of the Gaussian noise that td3 and ddpg add to actions in [-1, 1]."""
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """Settings of sb3_exdm.pretrain."""
+
+    env_id: Annotated[str, arg(name="env", metavar="ID")] = field()
+    """Id of a Gymnasium environment, e.g. Maze2d-SquareLarge-v0 or Pendulum-v1. "module:ID" imports the module first."""
+    total_timesteps: Annotated[Positive, arg(name="steps")] = 100_000
+    """Environment steps, over all environments together."""
+    algo: Annotated[str, OneOf(ALGORITHMS), arg(metavar=_names(ALGORITHMS))] = "sac"
+    """Reinforcement learning algorithm; ppo where actions are not continuous."""
+    reward: Annotated[str, OneOf(REWARDS), arg(metavar=_names(REWARDS))] = "score"
+    """Intrinsic reward: ExDM's denoising error (score), EDP's (edp), or one to compare with. "module:NAME" imports the module
+    that registers it first."""
+    reward_kwargs: PlainDict = field(default_factory=dict)
+    """Arguments of the reward, e.g. '{"n_levels": 2}'."""
+    coverage_dims: Annotated[tuple[int, ...] | None, _shown("those of the robot, or 0 1", "D [D ...]")] = None
+    """Dimensions of the observation whose visited bins are counted, where the environment is not a maze."""
+    policy_steps: Count = 3000
+    """Gradient steps that fit a diffusion policy to the explored transitions, 0 for no such policy."""
+    checkpoint_freq: Count = 25_000
+    """Steps between two checkpoints in the run folder, 0 for none."""
+
+
+POLICIES = ("diffusion", "gaussian")
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(TrainingConfig):
+    """Settings of sb3_exdm.finetune."""
+
+    pretrained: Annotated[Path | None, _shown("train from scratch", "RUN")] = None
+    """Run folder of exdm pretrain."""
+    policy: Annotated[str, OneOf(POLICIES), arg(metavar=_names(POLICIES))] = "diffusion"
+    """The diffusion policy, or the Gaussian policy that explored."""
+    algo: Annotated[str | None, OneOf(ALGORITHMS), _shown("that of the pre-training, or sac", _names(ALGORITHMS))] = None
+    """Reinforcement learning algorithm."""
+    operator: Annotated[str | None, OneOf(OPERATORS), _shown("select", _names(OPERATORS))] = None
+    """Policy improvement operator of the diffusion policy. "module:NAME" imports the module that registers it first."""
+    operator_kwargs: PlainDict = field(default_factory=dict)
+    """Arguments of the operator, e.g. '{"ent_coef": 0.02}'."""
+    reuse_data: bool = False
+    """Relabel the transitions of the pre-training with the task reward, and learn from them too."""
+    offline_updates: Count = 5000
+    """Updates on relabeled transitions before the first step."""
+    critic_updates: Annotated[Count | None, _shown("2000, or 0 in profile low_dim and from scratch")] = None
+    """Updates of the critic alone when learning begins, so that a new critic does not mislead a pre-trained policy."""
+    kl_steps: Annotated[Count | None, _shown("16000, or 0 in profile low_dim, from scratch and for ppo")] = None
+    """Steps over which the KL regularization of a pre-trained Gaussian policy is annealed to zero."""
+    distill_steps: Count = 4000
+    """Gradient steps that distill the fine-tuned policy into a single diffusion policy, policy.safetensors; 0 for none."""
+    eval_freq: Positive = 2500
+    """Steps between two evaluations; one is made before the first step and one at the end."""
+    n_eval_episodes: Annotated[Positive | None, _shown("50, or 10 if episodes are long")] = None
+    """Episodes of an evaluation."""
+    video: bool = False
+    """Record an episode at the end: video.mp4 in the run folder."""
+
+
+@dataclass(kw_only=True)
+class CloneConfig(Config):
+    """Settings of sb3_exdm.clone."""
+
+    gradient_steps: Annotated[Positive, arg(name="steps")] = 3000
+    """Gradient steps."""
+    batch_size: Positive = 512
+    """Transitions of a minibatch."""
+    seed: Count = 0
+    """Seed of everything."""
+    policy_kwargs: PlainDict = field(default_factory=dict)
+    """Arguments of the policy, e.g. '{"net_arch": [256, 256], "n_sampling_steps": 10}'."""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(Config):
+    """Settings of sb3_exdm.evaluate."""
+
+    n_episodes: Annotated[Positive | None, arg(name="episodes"), _shown("50, or 10 if they are long")] = None
+    """Number of episodes."""
+    seed: Count = 0
+    """Seed of the environments."""
+    deterministic: bool = True
+    """Act deterministically, rather than sample actions."""
+    env_kwargs: Annotated[dict[str, Any] | None, _JSON, _shown("those of the run", "JSON")] = None
+    """Arguments of the environment, e.g. '{"goal_cell": "farthest"}'."""
