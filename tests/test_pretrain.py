@@ -17,6 +17,7 @@ import sb3_exdm
 from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.envs import Maze2dSB3VecEnv
 from sb3_exdm.exploration.callbacks import ExplorationCallback
+from sb3_exdm.plots import plot_runs
 from sb3_exdm.runs.envs import EnvSource
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +196,21 @@ class Unbounded(gym.ObservationWrapper):
 def test_discrete_actions_under_ppo():
     run = sb3_exdm.pretrain("CartPole-v1", 300, algo="ppo", n_envs=2, progress_bar=False, device="cpu", coverage_dims=[0, 2])
     assert run.summary["coverage"] > 5 and run.summary["coverage_of_ceiling"] is None
+
+
+def test_bin_width_is_stored_and_runs_of_different_widths_are_not_plotted_together(tmp_path):
+    settings = {"algo": "ppo", "n_envs": 2, "reward": "zero", "progress_bar": False, "algo_kwargs": {"n_steps": 64, "batch_size": 32}, "policy_steps": 0}
+    runs = [
+        sb3_exdm.pretrain("CartPole-v1", 1100, bin_width=width, out=tmp_path / str(width), **settings)
+        for width in (0.05, 0.5, None)
+    ]
+    assert [sb3_exdm.RunFolder(run.path).config["bin_width"] for run in runs] == [0.05, 0.5, None]
+    assert runs[0].summary["bin_width"] == [0.05, 0.05] and len(runs[2].summary["bin_width"]) == 2
+    assert runs[0].summary["coverage"] > 2 * runs[1].summary["coverage"]
+    with pytest.raises(ValueError, match="different widths"):
+        plot_runs([run.path for run in runs[:2]], tmp_path / "coverage.png")
+    with pytest.raises(ValueError, match="without a map"):
+        tiny(bin_width=0.1)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def pretrain(
     :param progress_bar: show a progress bar on a terminal
     :param settings: further fields of :class:`~sb3_exdm.runs.config.PretrainConfig`: ``algo``, ``reward``, ``seed``,
         ``n_envs``, ``vec_env``, ``env_kwargs``, ``profile``, ``algo_kwargs``, ``action_noise``, ``reward_kwargs``,
-        ``coverage_dims``, ``policy_steps``, ``checkpoint_freq``
+        ``coverage_dims``, ``bin_width``, ``policy_steps``, ``checkpoint_freq``
     :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, or an environment that
         cannot be used; nothing is written then
     :raises FileExistsError: if ``out`` holds a run already, or is a file
@@ -156,8 +156,10 @@ def _make_coverage(
     """State coverage where there is a map of the environment, else visited bins; None where observations are not vectors."""
     coverage = source.factory.coverage(source.id, config.env_kwargs)
     if coverage is not None:
-        if config.coverage_dims is not None:
-            raise ValueError("coverage_dims is for environments without a map; the state coverage of a maze is measured.")
+        if config.coverage_dims is not None or config.bin_width is not None:
+            raise ValueError(
+                "coverage_dims and bin_width are for environments without a map; the state coverage of a maze is measured."
+            )
         return coverage
     dims = config.coverage_dims
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
@@ -169,7 +171,7 @@ def _make_coverage(
         dims = tuple(source.factory.coverage_dims(source.id) or range(min(n_dims, 2)))
     if not dims or not all(0 <= dim < n_dims for dim in dims):
         raise ValueError(f"coverage_dims must name dimensions from 0 to {n_dims - 1}, got {list(dims)}.")
-    return BinCoverage(dims)
+    return BinCoverage(dims, config.bin_width)
 
 
 def _check_kwargs(config: PretrainConfig) -> None:
@@ -287,6 +289,7 @@ def _summarize(
         "n_updates": model._n_updates,
         "coverage": None if coverage is None else float(coverage.value),
         "coverage_of_ceiling": None if coverage is None else coverage.of_ceiling,
+        "bin_width": coverage.bin_width if isinstance(coverage, BinCoverage) else None,
         "torch_threads": th.get_num_threads(),
         "peak_memory_mb": peak_memory_mb(),
     }

@@ -217,6 +217,8 @@ class PretrainConfig(TrainingConfig):
     """Arguments of the reward, e.g. '{"n_levels": 2}'."""
     coverage_dims: Annotated[tuple[int, ...] | None, _shown("those of the robot, or 0 1", "D [D ...]")] = None
     """Dimensions of the observation whose visited bins are counted, where the environment is not a maze."""
+    bin_width: Annotated[float | None, AtLeast(0.0), _shown("0.2 standard deviations of the first observations", "X")] = None
+    """Width of these bins. Numbers of visited bins can be compared only between runs with the same width."""
     policy_steps: Count = 3000
     """Gradient steps that fit a diffusion policy to the explored transitions, 0 for no such policy."""
     checkpoint_freq: Count = 25_000
