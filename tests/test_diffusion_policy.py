@@ -162,27 +162,6 @@ def test_arguments_of_the_networks_are_explicit(tmp_path):
         other.load_state_dict(policy.state_dict())
 
 
-def test_a_state_that_was_written_before_these_arguments_loads():
-    """As files of version 0.1 hold it."""
-    first, second = make_model(seed=0).policy, make_model(seed=1).policy
-    state = first.state_dict()
-    new = state["_extra_state"]
-    actor = {"net_arch": [8], "n_sampling_steps": 3, "grid": "quadratic", "frequencies": [0.5 * np.pi], "learning_rate": 3e-4}
-    critics = {"gaussian_arch": [16], "has_pretrained_gaussian": True, "critic_arch": [16], "n_critics": 3}
-    state["_extra_state"] = {
-        "config": {"actor": actor, **critics},
-        "acting": {"actor": 0, "behavior": 2, "gaussian": 1},
-        "learner": {"operator": "select", "parts": {}, "n_collected": 3, "n_updates": 1},
-        **{key: new[key] for key in ("actor", "behavior", "critic_optimizer")},
-    }
-    second.load_state_dict(state)
-    assert second.has_pretrained_gaussian and second.finetuning_state["n_collected"] == 3
-    first.action_selection = ActionSelection(0, 2, 1)
-    np.testing.assert_array_equal(*(policy.predict(observations(), deterministic=True)[0] for policy in (first, second)))
-    kwargs = {key: value for key, value in first.network_kwargs.items() if key != "n_frequencies"}
-    assert saved_network_kwargs(state) == kwargs
-
-
 def test_policy_alone_survives_a_file(tmp_path):
     make_actor().save(tmp_path / "policy.safetensors")
     for model in (make_model(), make_model(TD3, policy_kwargs={"pretrained": tmp_path})):

@@ -199,7 +199,14 @@ def test_discrete_actions_under_ppo():
 
 
 def test_bin_width_is_stored_and_runs_of_different_widths_are_not_plotted_together(tmp_path):
-    settings = {"algo": "ppo", "n_envs": 2, "reward": "zero", "progress_bar": False, "algo_kwargs": {"n_steps": 64, "batch_size": 32}, "policy_steps": 0}
+    settings = {
+        "algo": "ppo",
+        "n_envs": 2,
+        "reward": "zero",
+        "progress_bar": False,
+        "algo_kwargs": {"n_steps": 64, "batch_size": 32},
+        "policy_steps": 0,
+    }
     runs = [
         sb3_exdm.pretrain("CartPole-v1", 1100, bin_width=width, out=tmp_path / str(width), **settings)
         for width in (0.05, 0.5, None)
