@@ -36,6 +36,7 @@ def test_t_interval_of_two_values():
     assert (high - mean, mean - low) == pytest.approx([np.tan(0.475 * np.pi)] * 2)
 
 
+@pytest.mark.slow
 def test_t_interval_covers_the_mean():
     samples = np.random.default_rng(0).normal(loc=3.0, size=(2000, 5))
     covered = [low <= 3.0 <= high for _, low, high in map(mean_interval, samples)]

@@ -111,12 +111,14 @@ def test_help_does_not_wait_for_pytorch(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_module_of_the_user_sees_the_public_names_inside_of_the_command(tmp_path):
     script = tmp_path / "exdm"
     script.write_text("import sb3_exdm\nprint(sb3_exdm.register_reward.__name__, hasattr(sb3_exdm, 'nothing'))\n")
     assert subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout.endswith(" False\n")
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process(tmp_path):
     command = [sys.executable, "-m", "sb3_exdm", "plot", "nowhere"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -127,6 +129,7 @@ def test_the_command_as_a_process(tmp_path):
 # Pre-training -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pretrain(capsys, tmp_path):
     argv = [
         "--steps",
@@ -154,12 +157,14 @@ def test_pretrain(capsys, tmp_path):
         assert (folder / picture).is_file()
 
 
+@pytest.mark.slow
 def test_pretrain_of_other_environments_counts_bins(capsys):
     argv = ["pretrain", "--env", "CartPole-v1", "--algo", "ppo", "--reward", "zero", "--steps", "64", "--n-envs", "2"]
     main([*argv, "--coverage-dims", "2", "0", "--algo-kwargs", '{"n_steps": 32, "batch_size": 32}', "--out", "run"])
     assert "visited bins: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quiet(run_folder, capsys):
     argv = [*PRETRAIN, "--steps", "64", "--reward", "zero", *NO_POLICY, "--quiet", "--out", "quiet"]
     main(argv)
@@ -167,6 +172,7 @@ def test_quiet(run_folder, capsys):
     assert printed.out == printed.err == ""
 
 
+@pytest.mark.slow
 def test_a_run_is_replaced_only_if_asked_for(capsys, tmp_path):
     argv = [*PRETRAIN, "--steps", "64", "--reward", "zero", *NO_POLICY, "--quiet", "--out", "run"]
     main(argv)
@@ -280,6 +286,7 @@ def adapted(explored, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_finetune(capsys, tmp_path, explored):
     argv = ["finetune", "--pretrained", str(explored), "--steps", "160", "--eval-freq", "80", "--n-eval-episodes", "3"]
     main([*argv, "--operator", "idql", "--operator-kwargs", '{"expectile": 0.8}', "--seed", "5", "--env-kwargs", GOAL])
@@ -299,6 +306,7 @@ def test_finetune(capsys, tmp_path, explored):
         assert words in printed
 
 
+@pytest.mark.slow
 def test_finetune_the_gaussian_or_from_scratch(capsys, tmp_path, explored):
     argv = ["finetune", "--policy", "gaussian", "--steps", "16", "--n-eval-episodes", "2"]
     main([*argv, "--pretrained", str(explored)])
@@ -310,6 +318,7 @@ def test_finetune_the_gaussian_or_from_scratch(capsys, tmp_path, explored):
     assert printed.count("mean reward: ") == 2
 
 
+@pytest.mark.slow
 def test_quiet_finetune(adapted, capsys, explored):
     main(["finetune", "--pretrained", str(explored), "--steps", "8", "--n-eval-episodes", "1", "--quiet", "--out", "quiet"])
     printed = capsys.readouterr()

@@ -60,6 +60,7 @@ def same_policy(first: DiffusionActor, second: DiffusionActor) -> bool:
     return all(th.equal(value, weights[key]) for key, value in first.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_clone_has_both_modes_of_a_replay_buffer(tmp_path):
     # Without the frequencies a network takes very long to tell two equally frequent actions apart.
     settings = {"net_arch": [48, 48], "learning_rate": 5e-3, "frequencies": [np.pi / 2]}
@@ -77,6 +78,7 @@ def test_a_clone_has_both_modes_of_a_replay_buffer(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
 
 
+@pytest.mark.slow
 def test_every_source_of_the_same_rows_gives_the_same_clone(tmp_path):
     expected = DiffusionActor(OBSERVATION, ACTION, seed=5, net_arch=[16])
     expected.fit(*two_modes(), gradient_steps=60, batch_size=32)
@@ -145,6 +147,7 @@ class Unbounded(gym.ObservationWrapper):
         return observation
 
 
+@pytest.mark.slow
 def test_clone_of_a_run_is_what_pretraining_fits(explored, tmp_path):
     first, gaussian = load_pretrained(explored.path, "cpu")
     assert same_policy(first, explored.policy)

@@ -191,6 +191,7 @@ class TestTasks:
         assert expert_return(HOPPER) is None
         assert expert_return("Maze2d-SquareA-v0") is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("env_id", TASKS)
     def test_spaces(self, env_id):
         env, task = made(env_id), TASKS[env_id]
@@ -223,6 +224,7 @@ class TestTasks:
         assert chosen[HOPPER] == pytest.approx(joints)
         assert chosen[JACO] == pytest.approx(jaco.site("jaco_arm/jaco_hand/pinchsite").xpos, abs=1e-6)
 
+    @pytest.mark.slow
     @one_of_each_domain
     def test_checkers(self, env_id):
         with warnings.catch_warnings(record=True) as caught:
@@ -232,6 +234,7 @@ class TestTasks:
         # The observations of Gymnasium's own robots are unbounded too.
         assert [str(w.message) for w in caught if "infinity" not in str(w.message)] == []
 
+    @pytest.mark.slow
     @one_of_each_domain
     def test_episodes_are_truncated_at_their_limit_and_never_terminated(self, env_id):
         env, n_steps = made(env_id), TASKS[env_id].max_episode_steps
@@ -245,6 +248,7 @@ class TestTasks:
         actions = random_actions(1010, 4)
         assert [step for step, action in enumerate(actions, start=1) if env.step(action)[3]] == [1010]
 
+    @pytest.mark.slow
     @one_of_each_domain
     def test_same_seed_same_episodes(self, env_id):
         first, second = made(env_id), gym.make(env_id)
@@ -259,6 +263,7 @@ class TestTasks:
         assert trajectories[0][0] != trajectories[0][11]
         assert first.reset(seed=5)[0].tolist() != second.reset(seed=6)[0].tolist()
 
+    @pytest.mark.slow
     @one_of_each_domain
     def test_pickles_are_new_environments(self, env_id):
         env = made(env_id)
@@ -305,6 +310,7 @@ class TestTasks:
 
 
 class TestWrapper:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("env_id", "n_observations", "n_actions"),
         [("dm_control/cheetah-run-v0", 17, 6), ("dm_control/reach_site_features-v0", 45, 9)],
@@ -425,6 +431,7 @@ def scatter(physics: Physics, rng: np.random.RandomState) -> None:
 
 
 class TestRewards:
+    @pytest.mark.slow
     @all_domains
     def test_formulas(self, domain):
         envs = {name: made(f"URLB/{domain}-{name}-v0").unwrapped.dm_env for name in FORMULAS[domain]}
@@ -515,6 +522,7 @@ class TestRewards:
 
 
 class TestStockTasks:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("domain", "task"),
         [
@@ -580,6 +588,7 @@ class Lying:
 class TestRelabeling:
     """Rewards of recorded transitions against those of the environment."""
 
+    @pytest.mark.slow
     @vectorized_tasks("jump")
     def test_recorded_states_get_the_rewards_of_the_environment(self, env_id):
         envs = gym.make_vec(env_id, 3, vectorization_mode="vector_entry_point")
@@ -651,6 +660,7 @@ class TestRelabeling:
 
 
 class TestVectorEnv:
+    @pytest.mark.slow
     @vectorized_tasks()
     def test_is_many_of_the_single_env(self, env_id):
         ours, theirs = make_both(env_id, 2, 15, AutoresetMode.SAME_STEP)
@@ -665,6 +675,7 @@ class TestVectorEnv:
                 for mine, other in zip(infos["final_obs"], infos_["final_obs"], strict=True):
                     assert_same(mine, other)
 
+    @pytest.mark.slow
     @all_modes
     def test_episodes_that_end_one_by_one(self, mode):
         ours, theirs = make_both(WALKER, 3, 10, mode)
@@ -694,6 +705,7 @@ class TestVectorEnv:
                 assert_same(first, other)
         assert n_ends.tolist() == ([4, 3, 4] if mode == AutoresetMode.NEXT_STEP else [4, 4, 4])  # resets take a step
 
+    @pytest.mark.slow
     def test_rewards_are_rounded_as_dm_control_rounds_them(self):
         # numpy rounds the squares of arrays and of numbers differently, see ``standing`` in walker.py.
         heights = np.random.default_rng(0).uniform(0.0, 1.3, 30_000)
@@ -701,6 +713,7 @@ class TestVectorEnv:
         rewards = DOMAINS["walker"].rewards["stand"](heights, 0.0, None, None)
         assert rewards.tolist() == [task.get_reward(Lying(height)) for height in heights]
 
+    @pytest.mark.slow
     def test_same_seed_same_trajectory(self):
         first, second = (gym.make_vec(QUADRUPED, num_envs=2, max_episode_steps=8) for _ in range(2))
         assert_same(first.reset(seed=np.int64(1))[0], second.reset(seed=1)[0])
@@ -793,6 +806,7 @@ class TestVectorEnvMisuse:
         envs.step(np.zeros((2, 4)))[0][:] = 100.0
         assert_same(envs.reset(seed=0)[0], before)
 
+    @pytest.mark.slow
     @all_domains
     def test_an_unstable_simulation(self, domain):
         name = next(iter(FORMULAS[domain]))
@@ -825,6 +839,7 @@ class TestSB3VecEnv:
         )
         return SB3VecEnv(vector_env, seed)
 
+    @pytest.mark.slow
     def test_contract_against_dummy_vec_env(self):
         ours = self.make(3, seed=7)
         theirs = DummyVecEnv([lambda: Monitor(gym.make(HOPPER, max_episode_steps=12))] * 3)
@@ -912,6 +927,7 @@ def assert_is_image(image: np.ndarray, shape: tuple[int, int]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("opengl")
 class TestRendering:
+    @pytest.mark.slow
     @one_of_each_domain
     def test_images(self, env_id):
         env = gym.make(env_id, render_mode="rgb_array", width=64, height=48)
@@ -924,6 +940,7 @@ class TestRendering:
         assert env.metadata["render_fps"] == {WALKER: 40, JACO: 25}.get(env_id, 50)
         env.close()
 
+    @pytest.mark.slow
     def test_size_and_camera(self):
         side, back = (ControlEnv("walker", "walk", "rgb_array", camera_id=camera) for camera in ("side", "back"))
         for env in (side, back):
@@ -931,6 +948,7 @@ class TestRendering:
         assert_is_image(side.render(), (240, 320))
         assert (side.render() != back.render()).any()
 
+    @pytest.mark.slow
     def test_vector_env_renders_one_image_per_sub_env(self):
         arguments = {"render_mode": "rgb_array", "width": 64, "height": 48}
         envs = gym.make_vec(HOPPER, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **arguments)
@@ -946,6 +964,7 @@ class TestRendering:
         assert [image.tolist() for image in vec_env.get_images()] == [image.tolist() for image in images]
         vec_env.close()
 
+    @pytest.mark.slow
     def test_rendering_does_not_disturb(self):
         envs, twins = (ControlVectorEnv(1, domain="hopper", task="hop", render_mode="rgb_array") for _ in range(2))
         envs.reset(seed=0)

@@ -94,6 +94,7 @@ def test_solver_finds_both_modes_of_a_mixture():
         assert samples[chosen].std(0).mean().item() == pytest.approx(0.3, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 4])
 def test_fitted_loss_approaches_the_optimum_for_gaussian_data(dim):
     """No model can have a smaller denoising error than the posterior variance of the noise."""
@@ -122,6 +123,7 @@ def test_untrained_model_is_optimal_for_standard_normal_data():
     assert th.allclose(model.predict_noise(x_t, log_snr), sigma[:, None] * x_t)
 
 
+@pytest.mark.slow
 def test_conditional_model_samples_what_its_condition_says():
     generator = th.Generator().manual_seed(0)
     model = DiffusionModel(1, 1, net_arch=(64, 64), learning_rate=3e-3, seed=0)
@@ -141,6 +143,7 @@ def test_error_of_the_data_is_that_of_the_noise_in_other_units():
     th.testing.assert_close(of_data, 9.0 * of_noise)
 
 
+@pytest.mark.slow
 def test_what_the_condition_decides_is_learned_faster_by_the_error_of_the_data():
     generator = th.Generator().manual_seed(0)
     condition = th.rand(2000, 2, generator=generator) * 2 - 1
@@ -166,6 +169,7 @@ def test_same_seed_same_weights_and_samples_and_global_generator_untouched():
     assert th.equal(before, th.get_rng_state())
 
 
+@pytest.mark.slow
 def test_residual_blocks_fit_as_well():
     model = DiffusionModel(
         2, net_arch=(32, 32), residual=True, dropout=0.1, learning_rate=3e-3, noise_ratios=(0.3, 3.0), seed=0

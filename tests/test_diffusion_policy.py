@@ -121,6 +121,7 @@ def test_save_and_load(algorithm, trained, tmp_path):
         assert all(th.equal(value, theirs["state"][key][name]) for name, value in state.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_trained_model_loads_where_the_pretrained_policy_is_not(algorithm, tmp_path):
     """Also though the networks that were pre-trained have other shapes than those that the arguments ask for."""
@@ -287,6 +288,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"pre-trained with .* and actions .*\(5,\).*environment has"):
             construct(tmp_path / "actions.safetensors")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
     def test_learning_without_the_callback_fails_before_the_first_step(self, algorithm):
         model = make_model(algorithm)

@@ -51,6 +51,7 @@ def test_every_example_is_run():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_example(name, capsys):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 75
@@ -83,6 +84,7 @@ def test_own_reward_is_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(loaded.reward(states), reward.reward(states))
 
 
+@pytest.mark.slow
 def test_mountain_car_experiment(tmp_path):
     curves = mountain_car.main(["--steps", "120", "--eval-freq", "120", "--seeds", "0", "--out", str(tmp_path)])
     assert curves[["method", "timesteps"]].values.tolist() == [["SAC + intrinsic reward", 120], ["SAC", 120]]

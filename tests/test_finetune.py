@@ -158,6 +158,7 @@ class TestValues:
         if tau == 0.5:
             assert constant.item() == pytest.approx(values.mean(), abs=1e-6)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("tau", [0.3, 0.9])
     def test_expectile_value_finds_the_expectile_of_the_values_in_each_state(self, tau):
         policy = make_model(policy_kwargs={"n_critics": 2}).policy
@@ -223,6 +224,7 @@ class TestValues:
         assert all(th.equal(value, before[key]) for key, value in policy.critic.state_dict().items())
         assert all(weight.grad is None for weight in policy.critic.parameters())
 
+    @pytest.mark.slow
     def test_critic_learns_the_values_of_a_chain(self):
         """Five places, left or right by chance; 1 for reaching the last, where it ends. IQL of expectile 1/2 is TD."""
         gamma, n = 0.9, 5
@@ -266,6 +268,7 @@ class TestValues:
 
 
 class TestCallback:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("operator", "kwargs"), [*((operator, {}) for operator in OPERATORS), ("exdm", {"critic": "support"})]
     )
@@ -286,6 +289,7 @@ class TestCallback:
         model.learn(800, callback=DiffusionFinetuneCallback(operator, operator_kwargs=kwargs))
         assert play_once(model) > before + 0.25
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_saved_and_loaded_training_goes_on_as_if_nothing_had_happened(self, operator, uniform, tmp_path, monkeypatch):
         monkeypatch.setattr(callback_module, "LOG_FREQ", 1)
@@ -311,6 +315,7 @@ class TestCallback:
         assert log == loaded_log and log["train/n_updates"] == 50, "there is no second warm-up"
         assert len(log) > 2
 
+    @pytest.mark.slow
     def test_learning_in_two_parts_is_no_new_beginning(self, habit):
         watch = Watch()
         model = make_model(habit)
@@ -446,6 +451,7 @@ class TestCallback:
                 assert all(th.equal(v, state["parts"][name]["optimizer"]["state"][slot][k]) for k, v in values.items())
         assert second.policy.finetuning_state["n_updates"] > 20 and model.policy.exploration is None
 
+    @pytest.mark.slow
     def test_operators_of_users(self, habit):
         @register_operator("still")
         class Still(Operator):
@@ -550,6 +556,7 @@ def progress_of(path) -> list[dict[str, str]]:
 
 
 class TestRecipe:
+    @pytest.mark.slow
     @pytest.mark.parametrize("policy", ["diffusion", "gaussian"])
     def test_run_folder(self, policy, explored, tmp_path):
         shutil.copytree(explored, tmp_path / "explored")
@@ -588,6 +595,7 @@ class TestRecipe:
         further.learn(200, callback=callback)
         assert further._n_updates > run.model._n_updates
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("policy", ["diffusion", "gaussian"])
     def test_same_seed_same_numbers(self, policy, explored, tmp_path):
         for name, seed in (("first", 0), ("second", 0), ("other", 1)):
@@ -595,6 +603,7 @@ class TestRecipe:
         first, second, other = (progress_of(tmp_path / name) for name in ("first", "second", "other"))
         assert first == second != other
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("policy", ["diffusion", "gaussian"])
     def test_from_scratch(self, policy, tmp_path):
         run = tiny(policy=policy)
@@ -617,6 +626,7 @@ class TestRecipe:
         weights = RunFolder(explored).load_model(device="cpu").actor.state_dict()
         assert all(th.equal(value, weights[key]) for key, value in run.model.policy.gaussian.state_dict().items())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("policy", ["diffusion", "gaussian"])
     def test_reused_data(self, policy, explored):
         def reward_fn(observations, actions, next_observations):
@@ -631,6 +641,7 @@ class TestRecipe:
             run.model.replay_buffer._offline.rewards.sum(), offline["next_observations"][:, 0].sum(), rtol=1e-4
         )
 
+    @pytest.mark.slow
     def test_normalized_observations(self, tmp_path):
         """Unbounded ones: the Gaussian wants them normalized, also in memory."""
         gym.register("UnboundedTwoSteps-v0", UnboundedTwoSteps)
@@ -724,6 +735,7 @@ class TestRecipe:
             sb3_exdm.evaluate(policy, "Pendulum-v1", 2)
 
 
+@pytest.mark.slow
 def test_distilled_policy_does_what_the_whole_does(habit):
     model = make_model(habit)
     model.learn(200, callback=DiffusionFinetuneCallback())

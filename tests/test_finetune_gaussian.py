@@ -82,6 +82,7 @@ def divergence(model, observations) -> th.Tensor:
 OBSERVATIONS = th.randn(50, 3, generator=th.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algo", "kwargs"),
     [
@@ -108,6 +109,7 @@ def test_without_regularization_the_numbers_are_those_of_stable_baselines3(algo,
     assert logs[0] == logs[1] and len(logs[0]) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", FINETUNE_ALGORITHMS)
 def test_files_are_those_of_stable_baselines3(algo, tmp_path):
     model, plain = make_model(algo), make_model(algo, PLAIN, seed=1)
@@ -124,6 +126,7 @@ def test_files_are_those_of_stable_baselines3(algo, tmp_path):
         assert loaded._n_updates == first._n_updates + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", FINETUNE_ALGORITHMS)
 def test_critic_only_updates_leave_actor_and_temperature(algo):
     model = make_model(algo)
@@ -189,6 +192,7 @@ class TestRegularization:
         expected = th.distributions.kl_divergence(first, second).sum(1)
         th.testing.assert_close(divergence(model, OBSERVATIONS), expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("algo", FINETUNE_ALGORITHMS)
     def test_a_strong_one_keeps_the_actor_and_none_lets_it_learn(self, algo):
         moved = {}
@@ -285,6 +289,7 @@ class TestCallback:
         model.learn(30, callback=GaussianFinetuneCallback())
         assert isinstance(model.replay_buffer, FinetuneReplayBuffer) and model._n_updates == 10
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("algo", FINETUNE_ALGORITHMS)
     @pytest.mark.parametrize("gradient_steps", [1, -1])
     def test_from_scratch_the_callback_changes_nothing(self, algo, gradient_steps):

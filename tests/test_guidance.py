@@ -122,6 +122,7 @@ def test_bound_holds_under_guidance():
 # --- Weights and distillation -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_change_the_share_of_a_mode():
     """Two modes, equally frequent; the right one counts three times as much and so becomes three times as frequent."""
     shares = {}
@@ -200,6 +201,7 @@ def solve_mixture(n_sampling_steps: int, grid: str) -> th.Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "limit"), [("log_snr", 0.002), ("quadratic", 0.003), ("time", 0.02)])
 def test_ten_steps_of_the_solver_sample_a_mixture(grid, limit):
     """With the exact score the solver alone is at fault; two sets of exact samples differ by about 0.0005."""
@@ -207,6 +209,7 @@ def test_ten_steps_of_the_solver_sample_a_mixture(grid, limit):
     assert distance < limit
 
 
+@pytest.mark.slow
 def test_solver_is_as_close_as_that_of_diffusers():
     """The discrete schedule with beta from 1e-4 to 0.02 in 1000 steps is the continuous one with beta from 0.1 to 20."""
     diffusers = pytest.importorskip("diffusers")

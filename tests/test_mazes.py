@@ -150,6 +150,7 @@ class TestPhysics:
             assert moved.tolist() == [list(position) for position in one_by_one]
             positions = moved
 
+    @pytest.mark.slow
     @all_mazes
     def test_never_leaves_the_maze_nor_crosses_a_wall(self, name):
         layout = MazeLayout.load(name)

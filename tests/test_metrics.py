@@ -108,6 +108,7 @@ class TestStateCoverage:
         with pytest.raises(ValueError, match="no maze"):
             StateCoverage("CartPole-v1")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "expected"), list(zip(MAZE_NAMES, (0.738, 0.616, 0.534, 0.660, 0.516, 0.336, 0.376), strict=True))
     )

@@ -44,6 +44,7 @@ def own_module(tmp_path, monkeypatch):
     sys.modules.pop("my_rewards", None)
 
 
+@pytest.mark.slow
 def test_from_the_command_line_to_the_plot(own_module, tmp_path):
     argv = ["pretrain", "--env", "Maze2d-SquareA-v0", "--steps", "2200", "--policy-steps", "10", "--quiet"]
     main([*argv, "--reward", f"{own_module}:distance", "--reward-kwargs", '{"power": 2.0}', "--out", "run"])

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import warnings
-from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -34,6 +33,7 @@ def tiny(steps: int = 600, **kwargs) -> sb3_exdm.PretrainedRun:
     return sb3_exdm.pretrain("Maze2d-SquareA-v0", steps, progress_bar=False, device="cpu", **{**TINY, **kwargs})
 
 
+@pytest.mark.slow
 def test_run_folder_holds_everything(tmp_path):
     run = tiny(2400, out=tmp_path / "run", checkpoint_freq=1000)
     names = {path.name for path in run.path.iterdir()}
@@ -55,6 +55,7 @@ def test_run_folder_holds_everything(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_loaded_models_are_the_trained_ones(tmp_path):
     run = tiny(out=tmp_path / "run")
     folder = sb3_exdm.RunFolder(run.path)
@@ -69,6 +70,7 @@ def test_loaded_models_are_the_trained_ones(tmp_path):
     folder.load_model(EnvSource.of("Maze2d-SquareA-v0").make_vec(8, 1), device="cpu").learn(200)
 
 
+@pytest.mark.slow
 def test_transitions_are_those_of_the_environment(tmp_path):
     """The recorded moves, fed to a fresh maze, lead where they led; also across the ends of episodes."""
     arrays = sb3_exdm.RunFolder(tiny(out=tmp_path / "run").path).transitions()
@@ -90,6 +92,7 @@ def test_transitions_are_those_of_the_environment(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_and_other_seed_other_run():
     first, second, other = (tiny(seed=seed) for seed in (3, 3, 4))
     assert first.summary["coverage"] == second.summary["coverage"] != other.summary["coverage"]
@@ -97,12 +100,14 @@ def test_same_seed_same_run_and_other_seed_other_run():
         assert th.equal(value, second.reward_model.state_dict()[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["score", "edp", "exdm-paper", "rnd", "apt", "count", "zero"])
 def test_every_reward(reward):
     run = tiny(400, reward=reward)
     assert run.summary["coverage"] > 0 and run.summary["reward"] == reward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["sac", "td3", "ddpg", "ppo"])
 def test_every_algorithm(algo, tmp_path):
     net = {"policy_kwargs": {"net_arch": [8]}}
@@ -121,6 +126,7 @@ def test_every_algorithm(algo, tmp_path):
     np.testing.assert_allclose(loaded.predict(obs, deterministic=True)[0], run.model.predict(obs, deterministic=True)[0])
 
 
+@pytest.mark.slow
 def test_unbounded_observations_are_normalized_and_restored(tmp_path):
     env_id = "MountainCarContinuous-v0"
     settings = {"policy_kwargs": {"net_arch": [8]}}
@@ -165,6 +171,7 @@ class Clock(gym.Env):
         return np.array([self._time, 100.0 - 3.0 * self._time], dtype=np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["sac", "ppo"])
 def test_transitions_are_recorded_as_they_were_where_observations_are_normalized(algo, tmp_path):
     gym.register("Clock-v0", Clock)
@@ -250,6 +257,7 @@ def test_bad_arguments_get_one_clear_sentence(kwargs, error, message, tmp_path):
     assert not (tmp_path / "run").exists(), "nothing may be written before the arguments are known to be good"
 
 
+@pytest.mark.slow
 def test_output_folder_is_protected(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(FileExistsError, match="is a file"):
@@ -262,6 +270,7 @@ def test_output_folder_is_protected(tmp_path):
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_interrupted_run_keeps_the_agent_and_says_so(tmp_path, monkeypatch):
     def interrupt(self: ExplorationCallback) -> None:
         raise KeyboardInterrupt
@@ -275,6 +284,7 @@ def test_interrupted_run_keeps_the_agent_and_says_so(tmp_path, monkeypatch):
         _ = sb3_exdm.RunFolder(tmp_path / "run").summary
 
 
+@pytest.mark.slow
 def test_damaged_and_newer_folders_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="not a run folder"):
         _ = sb3_exdm.RunFolder(tmp_path).config
@@ -291,35 +301,6 @@ def test_damaged_and_newer_folders_are_refused(tmp_path):
         _ = folder.config
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("wrap_any_env", ["--steps", "256"]),
-        ("replay_buffer", ["--steps", "300"]),
-        ("maze", ["--steps", "600"]),
-        ("diffusion_policy", ["--pretrain-steps", "400", "--steps", "160"]),
-        ("finetune_maze", ["--pretrain-steps", "400", "--steps", "160"]),
-        ("dmc_walker", ["--pretrain-steps", "300", "--steps", "160", "--no-video"]),
-        ("point_maze", ["--steps", "300"]),
-        ("half_cheetah", ["--steps", "300"]),
-    ],
-)
-def test_examples_run(name, arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    if name == "dmc_walker":  # what fine-tuning does before and after its steps would take a minute or two
-        quick = partial(sb3_exdm.finetune, offline_updates=20, critic_updates=20, distill_steps=20, n_eval_episodes=1)
-        monkeypatch.setattr(sb3_exdm, "finetune", quick)
-        monkeypatch.setattr(sb3_exdm, "pretrain", partial(sb3_exdm.pretrain, policy_steps=20))
-    path = ROOT / "examples" / f"{name}.py"
-    assert len(path.read_text().splitlines()) <= 60
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    result = module.main(arguments)
-    assert np.isfinite(list(result.values()) if isinstance(result, dict) else result).all()
-    assert capsys.readouterr().out
-
-
 def random_coverage(maze: str, steps: int, seed: int) -> float:
     env = Maze2dSB3VecEnv(maze, 8, seed=seed)
     env.reset()
@@ -330,6 +311,7 @@ def random_coverage(maze: str, steps: int, seed: int) -> float:
     return coverage.value
 
 
+@pytest.mark.slow
 def test_score_explores_more_than_no_reward_and_than_chance():
     """The point of it all, on a small budget: two seeds in SquareBottleneck, each better than both rivals."""
     maze, steps = "SquareBottleneck", 16_000

@@ -170,6 +170,7 @@ def test_works_in_every_off_policy_algorithm(algorithm, env):
     assert model.replay_buffer.sample(8).rewards.isfinite().all()
 
 
+@pytest.mark.slow
 def test_works_in_sb3_contrib():
     contrib = pytest.importorskip("sb3_contrib")
     for algorithm in (contrib.TQC, contrib.CrossQ):

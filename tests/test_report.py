@@ -74,6 +74,7 @@ def cells(text: str, method: str) -> list[str]:
 # Numbers ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_seeds, n_tasks", [(3, 4), (5, 3), (2, 1), (10, 3)])
 def test_numbers(tmp_path, n_seeds, n_tasks):
     has_bootstrap = n_seeds >= 10

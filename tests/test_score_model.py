@@ -48,6 +48,7 @@ def fitted(x: np.ndarray, n_fits: int, rng: np.random.Generator, **kwargs) -> Sc
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sample", "n_fits", "least"),
     [
@@ -109,6 +110,7 @@ def test_noise_range_follows_the_distance_between_neighbors():
     assert lows[0] < lows[1] < lows[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_states", [1, 3, 256])
 def test_repeated_states_do_not_break_the_noise_range(n_states):
     model = ScoreModel(unbounded(2), seed=0, device="cpu")
@@ -120,6 +122,7 @@ def test_repeated_states_do_not_break_the_noise_range(n_states):
     assert np.isfinite(model.reward(np.array([[1.0, 1.0], [50.0, -3.0]]))).all()
 
 
+@pytest.mark.slow
 def test_constant_and_tiny_dimensions_do_not_matter():
     rng = np.random.default_rng(0)
     x, _ = maze_sample(rng, 5000)
@@ -143,6 +146,7 @@ def test_edp_scores_rare_actions():
     assert (unusual > usual).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_diagnostic_warns_when_the_ranking_is_lost():
     """For a model that learns nothing."""
     rng = np.random.default_rng(0)

@@ -192,6 +192,7 @@ class TestMain:
         assert printed.count("With the Q of J_f, J_f falls in some round in 0.0%") == len(theory.BETAS)
         assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 10_000
 
+    @pytest.mark.slow
     def test_seed_decides(self, tmp_path, capsys):
         printed = []
         for seed in ("0", "0", "1"):
