@@ -1,5 +1,48 @@
-"""One thread per worker: the networks are small, and the workers share the cores."""
+"""Toy environments and factories that several test files share."""
 
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
 import torch as th
+from gymnasium import spaces
 
-th.set_num_threads(1)
+import sb3_exdm
+
+th.set_num_threads(1)  # the networks are small, and the workers share the cores
+
+MAZE = "Maze2d-SquareA-v0"
+QUIET: dict[str, Any] = {"progress_bar": False, "device": "cpu"}
+
+
+class Unbounded(gym.ObservationWrapper):
+    """Observations without finite bounds, which the recipes normalize."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation
+
+
+if "UnboundedPendulum-v0" not in gym.registry:
+    gym.register("UnboundedPendulum-v0", lambda: Unbounded(gym.make("Pendulum-v1").unwrapped), max_episode_steps=50)
+
+
+def tiny_pretrain(steps: int = 600, env: Any = MAZE, **settings: Any) -> sb3_exdm.PretrainedRun:
+    """Pre-training with a small network and few steps."""
+    tiny = {"policy_steps": 20, "algo_kwargs": {"learning_starts": 100, "policy_kwargs": {"net_arch": [8]}}}
+    return sb3_exdm.pretrain(env, steps, **{**QUIET, **tiny, **settings})
+
+
+def tiny_finetune(pretrained: Any = None, *, steps: int = 160, **settings: Any) -> sb3_exdm.FinetunedRun:
+    """Fine-tuning with a small network and few steps."""
+    tiny = {
+        "n_eval_episodes": 3,
+        "eval_freq": 80,
+        "distill_steps": 20,
+        "env_kwargs": {"reward_type": "dense", "max_episode_steps": 10},
+        "algo_kwargs": {"learning_starts": 40, "batch_size": 16, "policy_kwargs": {"net_arch": [16]}},
+    }
+    return sb3_exdm.finetune(None if pretrained else MAZE, steps, pretrained=pretrained, **{**QUIET, **tiny, **settings})

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
 
@@ -18,8 +17,6 @@ from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.policies import DiffusionActor
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.hyperparams import ALGORITHMS
-
-th.set_num_threads(1)
 
 PRETRAIN = ["pretrain", "--env", "Maze2d-SquareA-v0"]
 NO_POLICY = ["--policy-steps", "0"]

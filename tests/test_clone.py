@@ -121,11 +121,10 @@ def test_replay_buffer_of_a_model_in_an_environment_with_bounds_of_its_own(tmp_p
 @pytest.fixture(scope="module")
 def explored(tmp_path_factory):
     """A run in an environment without bounds, whose observations were normalized."""
-    gym.register("UnboundedPendulumToClone-v0", lambda: Unbounded(gym.make("Pendulum-v1").unwrapped), max_episode_steps=50)
     path = tmp_path_factory.mktemp("explored") / "run"
     settings = {"learning_starts": 100, "policy_kwargs": {"net_arch": [16]}}
     return sb3_exdm.pretrain(
-        "UnboundedPendulumToClone-v0",
+        "UnboundedPendulum-v0",
         300,
         out=path,
         algo_kwargs=settings,
@@ -134,17 +133,6 @@ def explored(tmp_path_factory):
         progress_bar=False,
         device="cpu",
     )
-
-
-class Unbounded(gym.ObservationWrapper):
-    """Takes the bounds of the observations away."""
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        self.observation_space = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return observation
 
 
 @pytest.mark.slow
@@ -164,7 +152,7 @@ def test_gaussian_of_a_run_acts_as_the_agent_did(cloned, explored, tmp_path):
         clone(path, tmp_path, **QUICK)
         path = tmp_path
     actor, gaussian = load_pretrained(path, "cpu")
-    env = EnvSource.of("UnboundedPendulumToClone-v0").make_vec(2, 0)
+    env = EnvSource.of("UnboundedPendulum-v0").make_vec(2, 0)
     model = sb3_exdm.RunFolder(explored.path).load_model(env, device="cpu")
     normalizer = model.get_env()
     assert isinstance(normalizer, VecNormalize)

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from conftest import tiny_finetune
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
@@ -536,19 +537,6 @@ def explored(tmp_path_factory):
     return path
 
 
-def tiny(pretrained=None, *, steps: int = 160, **kwargs) -> sb3_exdm.FinetunedRun:
-    settings = {"learning_starts": 40, "batch_size": 16, "policy_kwargs": {"net_arch": [16]}}
-    arguments = {
-        "n_eval_episodes": 3,
-        "eval_freq": 80,
-        "distill_steps": 20,
-        "env_kwargs": {"reward_type": "dense", "max_episode_steps": 10},
-        "algo_kwargs": settings,
-    }
-    fixed = {"pretrained": pretrained, "progress_bar": False, "device": "cpu"}
-    return sb3_exdm.finetune(None if pretrained else MAZE, steps, **fixed, **{**arguments, **kwargs})
-
-
 def progress_of(path) -> list[dict[str, str]]:
     """Without the times."""
     with (path / "progress.csv").open() as file:
@@ -560,7 +548,7 @@ class TestRecipe:
     @pytest.mark.parametrize("policy", ["diffusion", "gaussian"])
     def test_run_folder(self, policy, explored, tmp_path):
         shutil.copytree(explored, tmp_path / "explored")
-        run = tiny(tmp_path / "explored", policy=policy, out=tmp_path / "run", seed=3)
+        run = tiny_finetune(tmp_path / "explored", policy=policy, out=tmp_path / "run", seed=3)
         shutil.rmtree(tmp_path / "explored")
         names = {path.name for path in run.path.iterdir()}
         files = {"config.json", "summary.json", "progress.csv", "model.safetensors", "learning_curve.png"}
@@ -599,19 +587,22 @@ class TestRecipe:
     @pytest.mark.parametrize("policy", ["diffusion", "gaussian"])
     def test_same_seed_same_numbers(self, policy, explored, tmp_path):
         for name, seed in (("first", 0), ("second", 0), ("other", 1)):
-            tiny(explored, policy=policy, out=tmp_path / name, seed=seed)
+            tiny_finetune(explored, policy=policy, out=tmp_path / name, seed=seed)
         first, second, other = (progress_of(tmp_path / name) for name in ("first", "second", "other"))
         assert first == second != other
 
     @pytest.mark.slow
     @pytest.mark.parametrize("policy", ["diffusion", "gaussian"])
     def test_from_scratch(self, policy, tmp_path):
-        run = tiny(policy=policy)
+        run = tiny_finetune(policy=policy)
         assert run.path is None and run.summary["pretrained"] is None and run.model._n_updates > 0
 
     def test_gaussian_takes_over_what_acts_and_nothing_else(self, explored):
         """The critics are new, and so are temperature and optimizers."""
-        explorer, model = RunFolder(explored).load_model(device="cpu"), tiny(explored, policy="gaussian", steps=40).model
+        explorer, model = (
+            RunFolder(explored).load_model(device="cpu"),
+            tiny_finetune(explored, policy="gaussian", steps=40).model,
+        )
         actor = explorer.actor.state_dict()
         assert model._n_updates == 0 and actor.keys() == model.actor.state_dict().keys()
         assert all(th.equal(value, actor[key]) for key, value in model.actor.state_dict().items())
@@ -621,7 +612,7 @@ class TestRecipe:
         assert model.log_ent_coef.exp().item() == pytest.approx(0.01)
 
     def test_diffusion_policy_brings_the_gaussian_along(self, explored):
-        run = tiny(explored, steps=40)
+        run = tiny_finetune(explored, steps=40)
         assert run.model._n_updates == 0 and run.model.policy.has_pretrained_gaussian
         weights = RunFolder(explored).load_model(device="cpu").actor.state_dict()
         assert all(th.equal(value, weights[key]) for key, value in run.model.policy.gaussian.state_dict().items())
@@ -633,7 +624,7 @@ class TestRecipe:
             assert actions.shape == (400, 2)
             return next_observations[:, 0]
 
-        run = tiny(explored, policy=policy, reuse_data=True, reward_fn=reward_fn, steps=16, offline_updates=20)
+        run = tiny_finetune(explored, policy=policy, reuse_data=True, reward_fn=reward_fn, steps=16, offline_updates=20)
         assert run.model.replay_buffer.n_offline == 400
         assert run.model._n_updates == 20, "before the first step; then the warm-up"
         offline = RunFolder(explored).transitions()
@@ -650,7 +641,7 @@ class TestRecipe:
         sb3_exdm.pretrain("UnboundedTwoSteps-v0", 60, out=tmp_path / "explored", policy_steps=20, **kwargs)
         for policy in ("gaussian", "diffusion"):
             arguments = {"policy": policy, "out": tmp_path / policy, "env_kwargs": {}, "algo_kwargs": settings}
-            run = tiny(tmp_path / "explored", critic_updates=5, **arguments)
+            run = tiny_finetune(tmp_path / "explored", critic_updates=5, **arguments)
             assert (run.model.get_vec_normalize_env() is None) == (policy == "diffusion")
             assert run.path is not None and RunFolder(run.path).config["kl_steps"] == (16_000 if policy == "gaussian" else 0)
             for again, env_id in ((run.path, None), (run.model, "UnboundedTwoSteps-v0")):
@@ -694,7 +685,7 @@ class TestRecipe:
         with pytest.raises(ValueError, match="Name an environment"):
             sb3_exdm.finetune()
         with pytest.raises(ValueError, match="reuse_data=True needs the run folder"):
-            tiny(reuse_data=True)
+            tiny_finetune(reuse_data=True)
         with pytest.raises(ArtifactError, match="is not a run folder"):
             sb3_exdm.finetune(pretrained=tmp_path)
         with pytest.raises(ArtifactError, match="neither a run folder nor the file of a policy"):
@@ -708,14 +699,14 @@ class TestRecipe:
 
         monkeypatch.setattr(EvaluationCallback, "_on_step", interrupt)
         with pytest.raises(sb3_exdm.RunInterrupted, match=r"Interrupted after 80 of 160 steps.*80"):
-            tiny(explored, out=tmp_path / "run")
+            tiny_finetune(explored, out=tmp_path / "run")
         folder = RunFolder(tmp_path / "run")
         with pytest.raises(ArtifactError, match="interrupted"):
             _ = folder.summary
         model = folder.load_model(checkpoint=80, device="cpu")
         assert isinstance(model.policy, DiffusionPolicy) and model.num_timesteps == 80 and model._n_updates > 0
         with pytest.raises(sb3_exdm.RunInterrupted, match="nothing was saved"):
-            tiny(explored)
+            tiny_finetune(explored)
 
     def test_evaluation_counts_successes(self, explored):
         class Straight:
