@@ -196,7 +196,7 @@ def test_a_run_is_replaced_only_if_asked_for(capsys, tmp_path):
         ([*PRETRAIN, "--env-kwargs", "{goal"], "Error parsing --env-kwargs: expected JSON"),
         ([*PRETRAIN, "--algo-kwargs", "[1]"], "Error parsing --algo-kwargs: expected a JSON object"),
         ([*PRETRAIN, "--reward-kwargs", '{"n_levles": 2}'], "n_levles"),
-        ([*PRETRAIN, "--coverage-dims", "0"], "coverage_dims is for environments without a map"),
+        ([*PRETRAIN, "--coverage-dims", "0"], "coverage_dims and bin_width are for environments without a map"),
         ([*PRETRAIN, "--out", "a_file"], "a_file is a file"),
         ([*PRETRAIN, "--out", "a_file/run"], "a_file/run: "),
     ],

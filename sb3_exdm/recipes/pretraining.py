@@ -297,13 +297,15 @@ def _summarize(
 
 def peak_memory_mb() -> float | None:
     """Peak resident memory of this process in MiB, None where the system does not report it."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss would start with the memory of the process that started this one
+        (kilobytes,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(kilobytes) / 2**10, 1)
     try:
         import resource
-        import sys
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)  # macOS
 
 
 def _draw(
