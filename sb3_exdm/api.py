@@ -1,6 +1,7 @@
 """The public names of the package, all available as ``sb3_exdm.NAME``."""
 
 from sb3_exdm import envs
+from sb3_exdm.algorithms import FusedSAC
 from sb3_exdm.exploration.callbacks import IntrinsicRewardCallback
 from sb3_exdm.exploration.replay_buffer import ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper
@@ -33,6 +34,7 @@ __all__ = [
     "FinetuneReplayBuffer",
     "FinetunedRun",
     "FittedReward",
+    "FusedSAC",
     "IntrinsicReward",
     "IntrinsicRewardCallback",
     "Operator",
