@@ -1,6 +1,6 @@
 """The public names of the package, all available as ``sb3_exdm.NAME``."""
 
-from sb3_exdm import envs
+import sb3_exdm.envs as envs
 from sb3_exdm.algorithms import FusedSAC
 from sb3_exdm.exploration.callbacks import IntrinsicRewardCallback
 from sb3_exdm.exploration.replay_buffer import ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer

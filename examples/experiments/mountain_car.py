@@ -101,10 +101,12 @@ def plot(curves: pd.DataFrame, path: Path) -> None:
         axes.plot(returns.index, returns.mean(axis=1), color=color, linewidth=2.5, label=method)
     axes.axhline(SOLVED, color="gray", linestyle=":", linewidth=1)
     axes.annotate(f"solved ({SOLVED})", (0, SOLVED), (4, 3), textcoords="offset points", color="gray")
-    axes.set(xlabel="Environment steps", ylabel="Mean return", title=f"{ENV_ID}, mean and single seeds")
+    axes.set(
+        xlabel="Environment steps", ylabel="Mean return", title=f"{ENV_ID}: mean and single seeds ({curves.seed.nunique()})"
+    )
     axes.set(xlim=(0, curves.timesteps.max()), ylim=(None, 105))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="center right")
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
