@@ -207,6 +207,7 @@ def test_bad_input(capsys, tmp_path, argv, message):
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"], "something was written"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_what_it_kept(capsys, tmp_path, monkeypatch):
     on_step = ExplorationCallback._on_step
 
@@ -322,6 +323,7 @@ def test_quiet_finetune(adapted, capsys, explored):
     assert printed.out == printed.err == ""
 
 
+@pytest.mark.slow
 def test_evaluate(adapted, explored, capsys):
     main(["evaluate", str(adapted), "--episodes", "3"])
     printed = capsys.readouterr().out
@@ -337,6 +339,7 @@ def test_evaluate(adapted, explored, capsys):
     assert "Name the environment" in refused(capsys, "evaluate", policy)
 
 
+@pytest.mark.slow
 def test_clone(explored, capsys, tmp_path):
     main(["clone", str(explored), "--out", "again", "--steps", "3", "--policy-kwargs", '{"net_arch": [8]}'])
     assert capsys.readouterr().out == "diffusion policy: again\n"
@@ -353,6 +356,7 @@ def test_clone(explored, capsys, tmp_path):
 FINETUNE = ["finetune", "--env", "Maze2d-SquareA-v0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -394,6 +398,7 @@ def test_plot(run_folder, capsys, tmp_path):
     assert (tmp_path / "pictures" / "c.png").is_file()
 
 
+@pytest.mark.slow
 def test_plot_of_fine_tuning(run_folder, adapted, capsys, tmp_path):
     main(["plot", str(adapted)])
     assert capsys.readouterr().out == "success_rate.png\n"
@@ -418,6 +423,7 @@ def test_plot_refuses(run_folder, capsys, tmp_path):
 # Benchmarks ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv, message",
     [

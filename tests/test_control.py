@@ -281,6 +281,7 @@ class TestTasks:
         assert envs.step(np.zeros((2, 6)))[1].shape == (2,)
         envs.close()
 
+    @pytest.mark.slow
     def test_position_of_jacos_brick(self):
         places = {"top_left": (-0.09, 0.09), "top_right": (0.09, 0.09), "bottom_left": (-0.09, -0.09)}
         for name, place in {**places, "bottom_right": (0.09, -0.09)}.items():
@@ -720,12 +721,14 @@ class TestVectorEnv:
         for actions in random_actions(20, 2, 12):
             assert_same(first.step(actions)[0], second.step(actions)[0])
 
+    @pytest.mark.slow
     def test_seeds_of_some(self):
         envs = ControlVectorEnv(3, domain="hopper", task="hop")
         before = envs.reset(seed=[1, None, 2])[0]
         after = envs.reset(seed=[1, None, 2])[0]
         assert (before == after).all(axis=1).tolist() == [True, False, True]
 
+    @pytest.mark.slow
     def test_arguments(self):
         envs = gym.make_vec(HOPPER, num_envs=3)
         assert envs.max_episode_steps == 1000
@@ -737,6 +740,7 @@ class TestVectorEnv:
         assert same_step.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
         assert ControlVectorEnv.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
 
+    @pytest.mark.slow
     def test_jaco_is_stepped_by_gymnasium(self):
         envs = gym.make_vec(JACO, num_envs=1)
         assert isinstance(envs, SyncVectorEnv)
@@ -862,6 +866,7 @@ class TestSB3VecEnv:
                     assert info["episode"]["t"] >= 0
         assert ours.reset_infos == theirs.reset_infos == [{}] * 3
 
+    @pytest.mark.slow
     def test_seed(self):
         first, second = self.make(2, seed=1), self.make(2)
         second.seed(1)
@@ -870,6 +875,7 @@ class TestSB3VecEnv:
         second.seed(2)
         assert first.reset().tolist() != second.reset().tolist()
 
+    @pytest.mark.slow
     def test_attributes(self):
         vec_env = self.make(3, seed=0)
         vec_env.reset()
@@ -899,6 +905,7 @@ class TestSB3VecEnv:
         with pytest.raises(ValueError, match="autoreset mode SAME_STEP"):
             SB3VecEnv(ControlVectorEnv(1, domain="hopper", task="hop"))
 
+    @pytest.mark.slow
     def test_sb3_trains_and_logs(self):
         vec_env = self.make(4, limit=16, seed=0)
         model = PPO("MlpPolicy", vec_env, n_steps=32, batch_size=64, n_epochs=1, policy_kwargs={"net_arch": [8]}, device="cpu")

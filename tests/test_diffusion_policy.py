@@ -104,6 +104,7 @@ def test_seed_decides():
     assert not np.array_equal(same, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("trained", [False, True])
 def test_save_and_load(algorithm, trained, tmp_path):
@@ -163,6 +164,7 @@ def test_arguments_of_the_networks_are_explicit(tmp_path):
         other.load_state_dict(policy.state_dict())
 
 
+@pytest.mark.slow
 def test_policy_alone_survives_a_file(tmp_path):
     make_actor().save(tmp_path / "policy.safetensors")
     for model in (make_model(), make_model(TD3, policy_kwargs={"pretrained": tmp_path})):
@@ -316,6 +318,7 @@ class TestRefusals:
 class TestActing:
     """Against loops."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "rule",
         [
@@ -394,6 +397,7 @@ class TestActing:
         with pytest.raises(ValueError, match=r"4 environments, got a batch of 1\. Pass deterministic=True"):
             policy.predict(obs[0])
 
+    @pytest.mark.slow
     def test_behavior_stays_what_it_was(self):
         model = make_model()
         behavior, actor = (

@@ -107,6 +107,7 @@ def test_rank_correlation():
     assert rank_correlation(first, np.zeros(300)) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 2])
 def test_mixture_density_is_the_density_of_its_samples(dim):
     states, log_density = mixture_density(dim, seed=1).sample(np.random.default_rng(0), 200_000)

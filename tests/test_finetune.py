@@ -334,6 +334,7 @@ class TestCallback:
         model.learn(20, callback=callback)
         assert model._n_updates == 10
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("gradient_steps", [1, 2, -1])
     @pytest.mark.parametrize("algorithm", [SAC, TD3])
     def test_settings_of_the_algorithm_keep_their_meaning(self, algorithm, gradient_steps):
@@ -691,6 +692,7 @@ class TestRecipe:
         with pytest.raises(ArtifactError, match="neither a run folder nor the file of a policy"):
             sb3_exdm.evaluate(tmp_path / "nowhere")
 
+    @pytest.mark.slow
     def test_interrupted_run_keeps_the_agent_and_says_so(self, explored, tmp_path, monkeypatch):
         def interrupt(self) -> bool:
             if self.num_timesteps >= 80:

@@ -206,6 +206,7 @@ class TestRegularization:
             moved[coef] = (after - before).abs().mean().item()
         assert moved[100.0] < 0.05 < 0.3 < moved[0.0]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("algo", FINETUNE_ALGORITHMS)
     def test_gradient_of_the_actor_loss(self, algo):
         """That of the algorithm plus the divergence in units of the value, on the same batch."""
@@ -257,6 +258,7 @@ class Coefficients(BaseCallback):
 
 
 class TestCallback:
+    @pytest.mark.slow
     def test_regularizes_from_the_first_update_and_anneals(self):
         model, coefficients = make_model(), Coefficients()
         model.learn(80, callback=[GaussianFinetuneCallback(critic_updates=3, kl_steps=40), coefficients])
@@ -299,6 +301,7 @@ class TestCallback:
         assert not changed(tensors(plain), tensors(ours)) and plain._n_updates == ours._n_updates > 20
         np.testing.assert_array_equal(plain.replay_buffer.actions, ours.replay_buffer.actions)
 
+    @pytest.mark.slow
     def test_settings_are_those_of_the_user_whenever_the_model_is_saved(self, tmp_path):
         model = make_model(gradient_steps=3)
         checkpoints = CheckpointCallback(15, tmp_path)
@@ -308,6 +311,7 @@ class TestCallback:
             assert (loaded.gradient_steps, loaded.learning_starts) == (3, 20)
         assert (model.gradient_steps, model.learning_starts, model.kl_coef) == (3, 20, 0.0)
 
+    @pytest.mark.slow
     def test_without_a_reward_signal_it_warns_and_learns_nothing(self):
         model = make_model(scale=0.0)
         before = tensors(model)

@@ -299,6 +299,7 @@ def test_vec_normalize(n_steps):
     assert buffer.sample(64, env).observations.dtype == th.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_sac_learns_with_it(n_envs):
     settings = {"n_steps": 3, "success_horizon": 5, "seed": 1}

@@ -139,6 +139,7 @@ def test_weights_change_the_share_of_a_mode():
     assert shares[3.0] == pytest.approx(0.75, abs=0.05)
 
 
+@pytest.mark.slow
 def test_distilled_model_samples_as_its_guided_teacher():
     teacher, student = DiffusionModel(2, seed=0), DiffusionModel(2, learning_rate=3e-3, seed=1)
     slope, generator = th.tensor([1.0, -0.5]), seeded()

@@ -138,6 +138,7 @@ class TestPhysics:
         assert np.abs(moved - next_state)[~stopped].max() < 1e-9
         assert np.abs(moved - next_state)[stopped].max() < 0.01
 
+    @pytest.mark.slow
     @all_mazes
     def test_scalar_form_is_the_vectorized_form(self, name):
         layout = MazeLayout.load(name)
@@ -188,6 +189,7 @@ class TestPhysics:
                 assert layout.contains(positions).all()
                 displacements = displacements[rng.permutation(n)]
 
+    @pytest.mark.slow
     @given(st.lists(st.tuples(st.floats(-0.95, 0.95), st.floats(-0.95, 0.95)), max_size=30), st.integers(0, 100))
     def test_no_sequence_of_moves_escapes(self, moves, seed):
         layout = MazeLayout.load("SquareLarge")

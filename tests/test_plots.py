@@ -60,6 +60,7 @@ def assert_picture(path: Path) -> None:
 # One run ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ceiling", [None, 0.786])
 @pytest.mark.parametrize("n", [1, 5])
 def test_coverage_picture(tmp_path, n, ceiling):
@@ -117,11 +118,13 @@ def test_unvisited_places_are_white(tmp_path):
     assert maze_share > 0.4  # one bin of 361 is colored, then all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [np.random.default_rng(0).normal(size=(100, 2)), np.zeros((1, 2)), [[1, 5], [1, 7]]])
 def test_visits_without_a_maze(tmp_path, positions):
     assert_picture(plot_visits(positions, tmp_path / "v.png", labels=("angle", "speed")))
 
 
+@pytest.mark.slow
 def test_a_goal_is_drawn_only_if_it_is_given(tmp_path):
     starts = TREE.sample_starts(np.random.default_rng(0), 9)
 
@@ -323,6 +326,7 @@ def test_finetuned_runs_are_labeled_in_words(tmp_path):
         plot_runs([*runs, make_run(tmp_path / "2")], tmp_path / "c.png")
 
 
+@pytest.mark.slow
 def test_runs_with_different_bins_are_refused(tmp_path):
     def run(name: str, env_id: str = "Pendulum-v1", **kwargs: Any) -> Path:
         return make_run(tmp_path / name, env_id, coverage=[10, 20], **{"coverage_dims": [0, 1], **kwargs})

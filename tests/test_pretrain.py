@@ -183,6 +183,7 @@ def test_discrete_actions_under_ppo():
     assert run.summary["coverage"] > 5 and run.summary["coverage_of_ceiling"] is None
 
 
+@pytest.mark.slow
 def test_bin_width_is_stored_and_runs_of_different_widths_are_not_plotted_together(tmp_path):
     settings = {
         "algo": "ppo",

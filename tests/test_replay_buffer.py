@@ -161,6 +161,7 @@ def learn(algorithm, env, **kwargs):
     return algorithm(settings.pop("policy", "MlpPolicy"), env, **settings).learn(80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "env"), [(SAC, "Pendulum-v1"), (TD3, "Pendulum-v1"), (DDPG, "Pendulum-v1"), (DQN, "CartPole-v1")]
 )
@@ -199,6 +200,7 @@ def test_dict_observations():
         learn(SAC, DictEnv(), policy="MultiInputPolicy")
 
 
+@pytest.mark.slow
 def test_optimized_memory_gives_the_same_rewards():
     kwargs = {"reward_kwargs": {"seed": 0}, "train_freq": 8}
     plain = learn(SAC, "Pendulum-v1", replay_buffer_kwargs={**kwargs, "handle_timeout_termination": False})
@@ -224,6 +226,7 @@ def test_saved_model_is_small_and_buffer_keeps_its_reward_model(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_twin_runs_are_identical():
     first, second = (learn(SAC, "Pendulum-v1") for _ in range(2))
     np.testing.assert_array_equal(first.replay_buffer.next_observations[:80], second.replay_buffer.next_observations[:80])

@@ -133,6 +133,7 @@ def test_constant_and_tiny_dimensions_do_not_matter():
     assert spearmanr(score, -log_density).statistic > 0.7
 
 
+@pytest.mark.slow
 def test_edp_scores_rare_actions():
     rng = np.random.default_rng(0)
     model = ScoreModel(unbounded(2), spaces.Box(-1, 1, (2,)), kind="action", seed=0, device="cpu")

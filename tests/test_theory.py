@@ -124,6 +124,7 @@ class TestEntropy:
 
 
 class TestAlternation:
+    @pytest.mark.slow
     @all_betas
     def test_never_falls_and_finds_the_maximum(self, beta):
         rng = np.random.default_rng(1)
@@ -138,6 +139,7 @@ class TestAlternation:
             for _ in range(5):
                 assert theory.objective(mdp, random_policy(mdp, rng), beta) <= most
 
+    @pytest.mark.slow
     @all_betas
     def test_the_plain_q_promises_less(self, beta):
         """The control: with the Q of J, what the test above asserts is false, and the bound of the module holds."""
@@ -184,6 +186,7 @@ class TestAlternation:
 
 @pytest.mark.slow
 class TestMain:
+    @pytest.mark.slow
     def test_reports_and_draws(self, tmp_path, capsys):
         out = tmp_path / "new" / "theorems.png"
         share = theory.main(["--n-mdps", "12", "--seed", "3", "--out", str(out)])

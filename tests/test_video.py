@@ -32,6 +32,7 @@ def run(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_film_shows_every_step_of_every_episode(run, suffix, tmp_path):
     path = sb3_exdm.record_video(run.path, tmp_path / f"film{suffix}", n_episodes=2, device="cpu")

@@ -194,6 +194,7 @@ def assert_learned(wrapper: Any, rewards: list[np.ndarray]) -> None:
     assert wrapper.reward_model.whitening.n_batches.item() > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_learns_from_it(name):
     env = ScoreRewardWrapper(RandomEnv(action="discrete" if name in DISCRETE_ONLY else "box"), **SMALL)
@@ -205,6 +206,7 @@ def test_every_algorithm_learns_from_it(name):
         np.testing.assert_array_equal(stored, np.concatenate(rewards)[: len(stored)].astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 @pytest.mark.parametrize("name", ["PPO", "DQN"])
 def test_every_observation_space(name, observation):
@@ -593,6 +595,7 @@ def test_monitors_are_not_doubled():
 # Saving -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vectorized", "observation", "reward", "kwargs"),
     [
