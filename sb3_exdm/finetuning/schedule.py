@@ -49,7 +49,7 @@ class FinetuneSchedule(BaseCallback):
 
     @property
     def saw_reward(self) -> bool:
-        """Whether two different rewards were seen."""
+        """True if two different rewards were seen."""
         return self.buffer.has_signal
 
     def _init_callback(self) -> None:

@@ -31,6 +31,7 @@ from sb3_exdm.runs.config import FinetuneConfig
 from sb3_exdm.runs.envs import EnvLike, EnvSource, normalized
 from sb3_exdm.runs.folder import VIDEO, RunFolder
 from sb3_exdm.runs.hyperparams import (
+    MAX_BUFFER_SIZE,
     PROFILES,
     build_algorithm,
     check_action_space,
@@ -41,8 +42,6 @@ from sb3_exdm.runs.hyperparams import (
     finetune_hyperparams,
     merge,
 )
-
-MAX_BUFFER_SIZE = 1_000_000
 
 
 @dataclass(repr=False)

@@ -28,6 +28,7 @@ from sb3_exdm.runs.config import PretrainConfig
 from sb3_exdm.runs.envs import EnvLike, EnvSource, needs_normalization, normalized
 from sb3_exdm.runs.folder import RunFolder
 from sb3_exdm.runs.hyperparams import (
+    MAX_BUFFER_SIZE,
     build_algorithm,
     check_action_space,
     check_algo_kwargs,
@@ -36,8 +37,6 @@ from sb3_exdm.runs.hyperparams import (
     merge,
     pretrain_hyperparams,
 )
-
-MAX_BUFFER_SIZE = 1_000_000
 
 
 @dataclass(repr=False)

@@ -25,6 +25,10 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "td3": TD3, "ddpg": DD
 """Algorithms by name."""
 
 
+MAX_BUFFER_SIZE = 1_000_000
+"""Transitions of the replay buffer at most; shorter runs have one for all of their steps."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """

@@ -158,7 +158,7 @@ class FinetuneReplayBuffer(ReplayBuffer):
 
     @property
     def has_signal(self) -> bool:
-        """Whether two different rewards were stored. There is nothing to learn from equal rewards."""
+        """True if two different rewards were stored. There is nothing to learn from equal rewards."""
         return self._lowest_reward < self._highest_reward
 
     def _update_reward_range(self, rewards: np.ndarray) -> None:
