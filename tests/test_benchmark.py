@@ -13,7 +13,7 @@ import pytest
 import torch as th
 from scipy import stats
 
-from sb3_exdm.benchmark import base, execute
+from sb3_exdm.benchmark import base
 from sb3_exdm.benchmark.coverage import PAPER_COVERAGE, CoverageBenchmark
 from sb3_exdm.benchmark.execute import is_complete, run_missing
 from sb3_exdm.benchmark.plan import PlannedRun, short_name, sweep
@@ -237,21 +237,6 @@ def test_interruption_ends_the_processes(tmp_path, jobs):
         assert time.monotonic() < deadline, "the process still runs"
         time.sleep(0.1)
     assert started
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Runs in the process of the test, which takes seconds less each; returns the list of those made."""
-    made = []
-
-    def run_here(runs, jobs):
-        for run in runs:
-            if not is_complete(run):
-                made.append(run.folder.name)
-                execute._work(run, None)
-
-    monkeypatch.setattr(base, "run_missing", run_here)
-    return made
 
 
 # Coverage -----------------------------------------------------------------------------------------------------------------

@@ -9,31 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sb3_exdm.benchmark import base, control, execute
+from sb3_exdm.benchmark import control
 from sb3_exdm.benchmark.base import METHODS
 from sb3_exdm.benchmark.control import ControlBenchmark
-from sb3_exdm.benchmark.execute import is_complete
 from sb3_exdm.benchmark.finetune import GOAL, FinetuneBenchmark, _reached
 from sb3_exdm.finetuning import OPERATORS
 from sb3_exdm.recipes import pretrain
 from sb3_exdm.runs.folder import RunFolder
 
 MAZE = "SquareA"
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Runs in the process of the test, which takes seconds less each; returns the list of those made."""
-    made = []
-
-    def run_here(runs, jobs):
-        for run in runs:
-            if not is_complete(run):
-                made.append(run.folder.name)
-                execute._work(run, None)
-
-    monkeypatch.setattr(base, "run_missing", run_here)
-    return made
 
 
 # Mazes --------------------------------------------------------------------------------------------------------------------

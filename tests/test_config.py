@@ -215,6 +215,11 @@ class TestEnvSource:
             gym.registry.pop("MyCar-v0", None)
             sys.modules.pop("my_corridor", None)
 
+    def test_environments_of_shimmy_are_flat(self):
+        pytest.importorskip("dm_control")
+        env = EnvSource.of("dm_control/cheetah-run-v0").make_vec(1, 0)
+        assert env.observation_space.shape == (17,) and env.action_space.shape == (6,)
+
     @pytest.mark.parametrize(
         ("env", "error", "message"),
         [

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from sb3_exdm.cli.parsing import parse, settings_of
+from sb3_exdm.cli.parsing import parse
 from sb3_exdm.recipes import clone
 from sb3_exdm.runs.config import CloneConfig
 
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> None:
     :param argv: flags
     """
     flags: Flags = parse(Flags, argv, "exdm clone", DESCRIPTION)
-    settings = settings_of(flags.settings)
+    settings = flags.settings.to_kwargs()
     clone(flags.source, flags.out, **settings, device=flags.device, progress_bar=not flags.quiet)
     if not flags.quiet:
         print(f"diffusion policy: {flags.out}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from sb3_exdm.cli.parsing import describe_figures, parse, settings_of
+from sb3_exdm.cli.parsing import describe_figures, parse
 from sb3_exdm.recipes import evaluate, record_video
 from sb3_exdm.recipes.video import check_video
 from sb3_exdm.runs.config import EvaluateConfig
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
     flags: Flags = parse(Flags, argv, "exdm evaluate", DESCRIPTION)
     if flags.video is not None:
         check_video(flags.video)
-    settings = settings_of(flags.settings)
+    settings = flags.settings.to_kwargs()
     figures = evaluate(flags.agent, flags.env, **settings, device=flags.device).summary()
     print(json.dumps(figures, indent=2) if flags.json else "\n".join(describe_figures(figures)))
     if flags.video is not None:

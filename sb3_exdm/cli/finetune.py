@@ -1,10 +1,8 @@
 """``exdm finetune``."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from sb3_exdm.cli.parsing import RunOptions, describe, file_name, parse, settings_of
-from sb3_exdm.recipes import finetune
+from sb3_exdm.cli.parsing import RunOptions, file_name, parse, run_and_report
 from sb3_exdm.runs.config import FinetuneConfig
 from sb3_exdm.runs.folder import RunFolder
 
@@ -33,21 +31,10 @@ def run(argv: list[str]) -> None:
     :param argv: flags
     """
     flags: Flags = parse(Flags, argv, "exdm finetune", DESCRIPTION)
-    options, settings = flags.run, settings_of(flags.settings)
-    options.use_threads()
-    result = finetune(
-        settings.pop("env_id"),
-        **settings,
-        out=options.out or _default_out(flags.settings),
-        overwrite=options.overwrite,
-        device=options.device,
-        progress_bar=not options.quiet,
-    )
-    if not options.quiet:
-        print(describe(result))
+    run_and_report(flags.settings, flags.run, _default_out(flags.settings))
 
 
-def _default_out(config: FinetuneConfig) -> Path:
+def _default_out(config: FinetuneConfig) -> str:
     explored = {} if config.pretrained is None else RunFolder(config.pretrained).config
     if config.policy == "diffusion":
         how = config.operator or "select"
@@ -56,4 +43,4 @@ def _default_out(config: FinetuneConfig) -> Path:
     # The start is part of the name, so that runs that are compared do not replace each other.
     start = "scratch" if config.pretrained is None else "reuse" if config.reuse_data else "pretrained"
     # Without either of the two there is no environment, which the recipe reports.
-    return Path("runs") / file_name(config.env_id or explored.get("env_id", ""), config.policy, how, start, config.seed)
+    return file_name(config.env_id or explored.get("env_id", ""), config.policy, how, start, config.seed)

@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,7 +12,8 @@ import tyro
 from tyro.conf import arg
 
 from sb3_exdm.common.validation import check_integers, did_you_mean
-from sb3_exdm.runs.config import AtLeast, Config
+from sb3_exdm.recipes import run_config
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
 
 Parsed = TypeVar("Parsed")
 
@@ -31,7 +32,7 @@ class RunOptions:
     """Replace the run in the folder."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
     """PyTorch device."""
-    threads: Annotated[int, AtLeast(1), arg(metavar="N")] = 1
+    threads: Annotated[int, arg(metavar="N")] = 1
     """Threads of PyTorch. Networks as small as the default ones are fastest with one."""
     quiet: bool = False
     """No progress bar and no report; errors are still printed."""
@@ -93,15 +94,6 @@ def _plain(box: str) -> str:
     return re.split(r"\s*(?:Argument helptext:|For full helptext|see --help)", text)[0].rstrip(".") + "."
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """
-    Fields of a configuration as keyword arguments.
-
-    :param config: configuration
-    """
-    return {entry.name: getattr(config, entry.name) for entry in fields(config)}
-
-
 def file_name(*parts: str | int) -> str:
     """
     Name a run folder.
@@ -109,6 +101,26 @@ def file_name(*parts: str | int) -> str:
     :param parts: parts of the name; an id may contain slashes, as in ``"ALE/Pong-v5"``
     """
     return "-".join(re.sub(r"[/:\\]", "-", str(part)) for part in parts)
+
+
+def run_and_report(config: PretrainConfig | FinetuneConfig, options: RunOptions, default_out: str) -> None:
+    """
+    Run a configuration and print its figures.
+
+    :param config: configuration
+    :param options: options of the run
+    :param default_out: name of the run folder in ``runs/``, if the options name none
+    """
+    options.use_threads()
+    run = run_config(
+        config,
+        options.out or Path("runs") / default_out,
+        overwrite=options.overwrite,
+        device=options.device,
+        progress_bar=not options.quiet,
+    )
+    if not options.quiet:
+        print(describe(run))
 
 
 def describe(run: Any) -> str:

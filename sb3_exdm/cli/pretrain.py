@@ -1,10 +1,8 @@
 """``exdm pretrain``."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from sb3_exdm.cli.parsing import RunOptions, describe, file_name, parse, settings_of
-from sb3_exdm.recipes import pretrain
+from sb3_exdm.cli.parsing import RunOptions, file_name, parse, run_and_report
 from sb3_exdm.runs.config import PretrainConfig
 
 DESCRIPTION = """\
@@ -33,17 +31,5 @@ def run(argv: list[str]) -> None:
     :param argv: flags
     """
     flags: Flags = parse(Flags, argv, "exdm pretrain", DESCRIPTION)
-    options, settings = flags.run, settings_of(flags.settings)
-    options.use_threads()
     config = flags.settings
-    name = file_name(config.env_id, config.algo, config.reward, config.seed)
-    result = pretrain(
-        settings.pop("env_id"),
-        **settings,
-        out=options.out or Path("runs") / name,
-        overwrite=options.overwrite,
-        device=options.device,
-        progress_bar=not options.quiet,
-    )
-    if not options.quiet:
-        print(describe(result))
+    run_and_report(config, flags.run, file_name(config.env_id, config.algo, config.reward, config.seed))

@@ -21,7 +21,7 @@ def run_config(config: PretrainConfig | FinetuneConfig, out: Path, **options: An
     :param out: run folder
     :param options: ``overwrite``, ``device``, ``progress_bar`` and ``callback`` of the recipe
     """
-    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    settings = config.to_kwargs()
     recipe: Any = pretrain if isinstance(config, PretrainConfig) else finetune
     return recipe(settings.pop("env_id"), **settings, out=out, **options)
 

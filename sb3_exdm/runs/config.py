@@ -150,6 +150,10 @@ class Config:
         config.validate()
         return config
 
+    def to_kwargs(self) -> dict[str, Any]:
+        """Fields as keyword arguments."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
     def with_changes(self: SelfConfig, **changes: Any) -> SelfConfig:
         """
         Copy with other values.

@@ -39,13 +39,15 @@ class EnvFactory:
     overrides the methods that differ from Gymnasium's defaults.
     """
 
-    wrapper: type[gym.Wrapper] | None = None
-    """Put around every single environment."""
     module: str | None = None
     """Module that registers the ids, imported in worker processes."""
 
-    def prepare(self) -> None:
-        """Import modules that must be imported before Gymnasium looks for the id."""
+    def wrapper(self) -> type[gym.Wrapper] | None:
+        """
+        Wrapper around every single environment, None for none. Called before Gymnasium looks for the id, so that its
+        imports come first.
+        """
+        return None
 
     def make_vec(self, env_id: str, n_envs: int, seed: int, env_kwargs: dict[str, Any]) -> VecEnv | None:
         """
@@ -126,11 +128,11 @@ class URLBFactory(EnvFactory):
 class ShimmyFactory(EnvFactory):
     """dm_control's own tasks through shimmy, with flat observations and actions in [-1, 1]."""
 
-    def prepare(self) -> None:
+    def wrapper(self) -> type[gym.Wrapper]:
         # Before Gymnasium lets shimmy register its environments, because this import chooses the renderer.
         from sb3_exdm.envs.control import ControlWrapper
 
-        self.wrapper = ControlWrapper
+        return ControlWrapper
 
 
 def env_factory(env_id: str) -> EnvFactory:
@@ -196,7 +198,7 @@ class EnvSource:
         """
         if self.make is not None:
             return None
-        self.factory.prepare()
+        self.factory.wrapper()
         try:
             return gym.spec(self.id)
         except gym.error.Error as error:
@@ -237,7 +239,7 @@ class EnvSource:
                 n_envs=n_envs,
                 seed=seed,
                 env_kwargs=env_kwargs,
-                wrapper_class=factory.wrapper,
+                wrapper_class=factory.wrapper(),
                 vec_env_cls=VEC_ENVS[vec_env],
             )
         except (gym.error.Error, ImportError) as error:
