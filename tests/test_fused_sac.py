@@ -10,7 +10,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
 from sb3_exdm import FusedSAC
-from sb3_exdm.algorithms.dense import DenseLayers, adam_step, is_plain_adam
+from sb3_exdm.common.dense import RELU, SILU, DenseLayers, FlatAdam, is_plain_adam
 from sb3_exdm.envs import Maze2dSB3VecEnv
 from sb3_exdm.policies.features import FourierExtractor
 
@@ -29,36 +29,57 @@ def logged(model: SAC) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("relu_last", [False, True])
-def test_gradients_are_those_of_autograd(relu_last):
+@pytest.mark.parametrize("activate_last", [False, True])
+@pytest.mark.parametrize(("activation", "module"), [(RELU, nn.ReLU), (SILU, nn.SiLU)])
+def test_gradients_are_those_of_autograd(activation, module, activate_last):
     th.manual_seed(0)
     layers = [nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(6, 3)]
-    network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], *([nn.ReLU()] if relu_last else []))
+    network = nn.Sequential(layers[0], module(), layers[1], module(), layers[2], *([module()] if activate_last else []))
     x, weight = th.randn(20, 5, requires_grad=True), th.randn(20, 3)
     (network(x) * weight).sum().backward()
-    dense = DenseLayers(layers, relu_last)
+    optimizer = FlatAdam(th.optim.Adam(network.parameters()))
+    dense = DenseLayers(layers, optimizer, activation, activate_last)
     with th.no_grad():
-        values = dense.forward(x.detach())
-        th.testing.assert_close(values[-1], network(x))
-        for parameter, grad in zip(dense.parameters, dense.backward(values, weight), strict=True):
-            th.testing.assert_close(grad, parameter.grad)
-        th.testing.assert_close(dense.input_gradient(values, weight, first_column=2), x.grad[:, 2:])
+        done = dense.forward(x.detach())
+        th.testing.assert_close(done.result, network(x))
+        dense.backward(done, weight.clone())
+        for parameter in network.parameters():
+            th.testing.assert_close(optimizer.gradient_of(parameter), parameter.grad)
+        th.testing.assert_close(dense.input_gradient(done, weight.clone(), first_column=2), x.grad[:, 2:])
 
 
-def test_adam_is_that_of_pytorch():
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_adam_is_that_of_pytorch(n_before):
+    """Also when it takes over from PyTorch's, and PyTorch's from it."""
     th.manual_seed(0)
     mine, theirs = (nn.Linear(4, 3) for _ in range(2))
     mine.load_state_dict(theirs.state_dict())
     optimizers = [th.optim.Adam(layer.parameters(), lr=0.01, betas=(0.8, 0.95)) for layer in (mine, theirs)]
-    for _ in range(5):
-        grads = [th.randn_like(parameter) for parameter in theirs.parameters()]
-        for parameter, grad in zip(theirs.parameters(), grads, strict=True):
-            parameter.grad = grad.clone()
+    flat = None
+    for step in range(n_before + 6):
+        for first, second in zip(mine.parameters(), theirs.parameters(), strict=True):
+            second.grad = th.randn_like(second)
+            first.grad = second.grad.clone()
         optimizers[1].step()
-        with th.no_grad():
-            adam_step(optimizers[0], list(mine.parameters()), grads)
+        if not n_before <= step < n_before + 4:
+            optimizers[0].step()
+            continue
+        flat = flat or FlatAdam(optimizers[0])
+        for parameter in mine.parameters():
+            flat.gradient_of(parameter).copy_(parameter.grad)
+        flat.step()
     for first, second in zip(mine.parameters(), theirs.parameters(), strict=True):
         th.testing.assert_close(first, second)
+    assert flat.is_current
+    optimizers[0].load_state_dict(deepcopy(optimizers[0].state_dict()))
+    assert not flat.is_current
+    assert not FlatAdam(deepcopy(optimizers[0])).values.data_ptr() == flat.values.data_ptr()
+    copied = deepcopy(mine)
+    assert next(copied.parameters()).data_ptr() != flat.values.data_ptr()
+
+
+def test_other_optimizers_are_told_apart():
+    mine = nn.Linear(4, 3)
     assert not is_plain_adam(th.optim.AdamW(mine.parameters())) and not is_plain_adam(
         th.optim.Adam(mine.parameters(), amsgrad=True)
     )
@@ -142,6 +163,19 @@ def test_what_is_not_covered_runs_the_update_of_stable_baselines3(kwargs, reason
     assert mine.logger.name_to_value["train/fused"] == 0.0
     for key, value in theirs.policy.state_dict().items():
         assert th.equal(mine.policy.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_actions_are_those_of_stable_baselines3(deterministic):
+    model = make(FusedSAC, policy_kwargs={"n_critics": 1}).learn(60)
+    observations = np.random.default_rng(0).uniform(-1, 1, (40, 3)).astype(np.float32)
+    actions = []
+    for predict in (model.predict, model.policy.predict):
+        th.manual_seed(0)
+        actions.append([predict(observations, deterministic=deterministic)[0] for _ in range(3)])
+    np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-5)
+    single = [predict(observations[0], deterministic=True)[0] for predict in (model.predict, model.policy.predict)]
+    np.testing.assert_array_equal(*single)
 
 
 def test_action_noise_and_learning_rate_schedule():

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
@@ -11,7 +12,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
-from sb3_exdm.algorithms.dense import DenseLayers, adam_step, is_plain_adam
+from sb3_exdm.common.dense import DenseLayers, FlatAdam, FlatParameters, is_plain_adam
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # as in Stable-Baselines3
 SQUASH_EPSILON = 1e-6
@@ -82,6 +83,38 @@ class FusedSAC(SAC):
             return "an optimizer is not plain Adam"
         return None
 
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Compute actions, see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.predict`. Batches of observations take
+        a short cut through the networks of the fused update.
+
+        :param observation: observations, ``(n, *observation_space.shape)``, or a single one
+        :param state: returned as it is
+        :param episode_start: not used
+        :param deterministic: take the mean instead of a sample
+        :return: actions in the units of the environment ``(n, *action_space.shape)``, and ``state``
+        """
+        networks = self._fused_networks()
+        shape = self.observation_space.shape
+        if networks is None or not isinstance(observation, np.ndarray) or observation.shape[1:] != shape:
+            return super().predict(observation, state, episode_start, deterministic)
+        with th.inference_mode():
+            actions = networks.actions(th.as_tensor(observation, device=self.device).float(), deterministic)
+        scaled = actions.cpu().numpy().reshape(len(observation), *self.action_space.shape)  # type: ignore[misc]
+        return self.policy.unscale_action(scaled), state
+
+    def _fused_networks(self) -> "_Networks | None":
+        """Networks of the fused update, built when they are new or were replaced; None if the update cannot be fused."""
+        if self._networks is None or not self._networks.is_current(self):
+            self._networks = _Networks(self) if self.unsupported() is None else None
+        return self._networks
+
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
         Update actor, critics and entropy coefficient, see :meth:`stable_baselines3.sac.sac.SAC.train`.
@@ -89,82 +122,93 @@ class FusedSAC(SAC):
         :param gradient_steps: number of updates
         :param batch_size: transitions of a minibatch
         """
-        reason = self.unsupported()
-        self.logger.record("train/fused", float(reason is None), exclude="tensorboard")
-        if reason is not None:
+        networks = self._fused_networks()
+        self.logger.record("train/fused", float(networks is not None), exclude="tensorboard")
+        if networks is None:
             super().train(gradient_steps, batch_size)
             return
         # The mode matters to dropout and batch norm alone, which the networks do not have.
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
-        if self.ent_coef_optimizer is not None:
-            optimizers.append(self.ent_coef_optimizer)
-        self._update_learning_rate(optimizers)
-        if self._networks is None or not self._networks.belongs_to(self):
-            self._networks = _Networks(self)
+        self._update_learning_rate([optimizer.optimizer for optimizer in networks.optimizers])
         losses = []
-        with th.no_grad():
+        with th.inference_mode():
             for gradient_step in range(gradient_steps):
                 samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-                losses.append(self._update(samples, self._networks))
+                losses.append(self._update(samples, networks))
                 if gradient_step % self.target_update_interval == 0:
-                    th._foreach_lerp_(self._networks.target_parameters, self._networks.critic_parameters, self.tau)
+                    networks.target.values.lerp_(networks.critic_optimizer.values, self.tau)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in losses[0] if losses else ():
-            mean = th.stack([loss[name] for loss in losses]).mean()  # read once, after all updates
-            self.logger.record(f"train/{name}", mean.item())
+        if losses:
+            means = th.stack([th.stack(list(loss.values())) for loss in losses]).mean(dim=0).tolist()  # read once
+            for name, mean in zip(losses[0], means, strict=True):
+                self.logger.record(f"train/{name}", mean)
 
     def _update(self, samples: ReplayBufferSamples, networks: "_Networks") -> dict[str, th.Tensor]:
         """One update on a minibatch; returns what to log, as tensors."""
         batch, action_dim = samples.actions.shape
         discounts = self.gamma if samples.discounts is None else samples.discounts
         # Rows of the minibatch first, then those of the next observations: one pass of the actor serves both.
-        observations = th.cat([samples.observations, samples.next_observations]).float()
-        features = networks.features(observations)  # (2 * batch, features_dim)
+        features = networks.features(th.cat([samples.observations, samples.next_observations]).float())
         noise = features.new_empty(2 * batch, action_dim)
         noise[:batch].normal_()  # two draws, in the order of Stable-Baselines3
         noise[batch:].normal_()
-        policy = networks.act(features, noise)
+        policy = _PolicyPass(networks, features, noise)
         log_prob, next_log_prob = policy.log_prob.split(batch)  # (batch, 1) each
         actions, next_actions = policy.actions.split(batch)  # (batch, action_dim) each
         losses: dict[str, th.Tensor] = {}
 
         # Entropy coefficient: the gradient of -log_alpha * mean(log_prob + target_entropy).
-        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-            ent_coef = self.log_ent_coef.exp()  # (1,)
-            excess = (log_prob + self.target_entropy).mean()
-            losses["ent_coef_loss"] = -(self.log_ent_coef * excess).squeeze()
-            adam_step(self.ent_coef_optimizer, [self.log_ent_coef], [-excess.reshape(self.log_ent_coef.shape)])
+        if networks.ent_coef_optimizer is not None:
+            log_ent_coef, optimizer = networks.ent_coef_optimizer.values, networks.ent_coef_optimizer  # (1,)
+            ent_coef = log_ent_coef.exp()
+            excess = log_prob.mean() + self.target_entropy
+            losses["ent_coef_loss"] = -(log_ent_coef * excess).squeeze()
+            optimizer.gradient.copy_(excess).neg_()
+            optimizer.step()
         else:
             ent_coef = self.ent_coef_tensor
         losses["ent_coef"] = ent_coef.squeeze()
 
         # Critics: 0.5 * sum_k mean (Q_k - y)^2.
         next_inputs = th.cat([features[batch:], next_actions], dim=1)
-        next_values = th.cat([critic.forward(next_inputs)[-1] for critic in networks.targets], dim=1)  # (batch, n_critics)
-        next_values = next_values.amin(dim=1, keepdim=True) - ent_coef * next_log_prob
+        next_values = _smallest([critic.forward(next_inputs).result for critic in networks.targets])[0]  # (batch, 1)
+        next_values -= ent_coef * next_log_prob
         targets = samples.rewards + (1 - samples.dones) * discounts * next_values  # (batch, 1)
         inputs = th.cat([features[:batch], samples.actions], dim=1)
-        grads: list[th.Tensor] = []
         critic_loss = targets.new_zeros(())
         for critic in networks.critics:
-            values = critic.forward(inputs)
-            error = values[-1] - targets  # (batch, 1)
-            critic_loss = critic_loss + 0.5 * error.square().mean()
-            grads += critic.backward(values, error / batch)
+            done = critic.forward(inputs)
+            error = done.result - targets  # (batch, 1)
+            critic_loss += 0.5 * nn.functional.mse_loss(done.result, targets)
+            critic.backward(done, error.div_(batch))
         losses["critic_loss"] = critic_loss
-        adam_step(self.critic.optimizer, networks.critic_parameters, grads)
+        networks.critic_optimizer.step()
 
         # Actor, led by the critics after their update. The gradient of the minimum is that of the smallest critic.
-        inputs = th.cat([features[:batch], actions], dim=1)
+        inputs[:, features.shape[1] :] = actions
         passes = [critic.forward(inputs) for critic in networks.critics]
-        min_values, smallest = th.cat([values[-1] for values in passes], dim=1).min(dim=1, keepdim=True)  # (batch, 1)
-        value_grad = th.zeros_like(actions)  # of the minimum in the action, (batch, action_dim)
-        for k, (critic, values) in enumerate(zip(networks.critics, passes, strict=True)):
-            value_grad += critic.input_gradient(values, (smallest == k).float(), first_column=features.shape[1])
+        min_values, smallest = _smallest([done.result for done in passes])  # (batch, 1)
+        value_grads = [  # of the minimum in the action, (batch, action_dim) each
+            critic.input_gradient(done, is_smallest, first_column=features.shape[1])
+            for critic, done, is_smallest in zip(networks.critics, passes, smallest, strict=True)
+        ]
         losses["actor_loss"] = (ent_coef * log_prob - min_values).mean()
-        adam_step(self.actor.optimizer, networks.actor_parameters, policy.backward(batch, value_grad, ent_coef))
+        policy.backward(batch, sum(value_grads[1:], start=value_grads[0]), ent_coef)
+        networks.actor_optimizer.step()
         return losses
+
+
+def _smallest(values: list[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]]:
+    """
+    Compute the minimum over the critics.
+
+    :param values: value of each critic, ``(batch, 1)``
+    :return: minimum ``(batch, 1)``, and for each critic 1 where it is the first smallest, else 0, ``(batch, 1)``
+    """
+    if len(values) == 1:
+        return values[0], [th.ones_like(values[0])]
+    minimum, indices = th.cat(values, dim=1).min(dim=1, keepdim=True)
+    return minimum, [(indices == k).float() for k in range(len(values))]
 
 
 class _Networks:
@@ -175,30 +219,44 @@ class _Networks:
     """
 
     def __init__(self, model: FusedSAC) -> None:
-        actor = model.actor
-        self.model_critic = model.critic
+        actor, critic = model.actor, model.critic
+        self.actor_optimizer, self.critic_optimizer = FlatAdam(actor.optimizer), FlatAdam(critic.optimizer)
+        self.ent_coef_optimizer = None if model.ent_coef_optimizer is None else FlatAdam(model.ent_coef_optimizer)
+        self.optimizers = [self.actor_optimizer, self.critic_optimizer]
+        if self.ent_coef_optimizer is not None:
+            self.optimizers.append(self.ent_coef_optimizer)
+        self.target = FlatParameters(model.critic_target.parameters())  # in the order of the critic's
         self.features = actor.features_extractor
-        self.trunk = DenseLayers(_linear(actor.latent_pi), relu_last=True)
+        self.trunk = DenseLayers(_linear(actor.latent_pi), self.actor_optimizer, activate_last=True)
         # One stack for both heads would copy their weights: two products are cheaper.
-        self.mean, self.log_std = DenseLayers([actor.mu]), DenseLayers([actor.log_std])  # type: ignore[list-item]
-        self.critics = [DenseLayers(_linear(network)) for network in model.critic.q_networks]
+        self.mean = DenseLayers(_linear([actor.mu]), self.actor_optimizer)
+        self.log_std = DenseLayers(_linear([actor.log_std]), self.actor_optimizer)
+        self.critics = [DenseLayers(_linear(network), self.critic_optimizer) for network in critic.q_networks]
         self.targets = [DenseLayers(_linear(network)) for network in model.critic_target.q_networks]
-        self.actor_parameters = [*self.trunk.parameters, *self.mean.parameters, *self.log_std.parameters]
-        self.critic_parameters = [parameter for critic in self.critics for parameter in critic.parameters]
-        self.target_parameters = [parameter for critic in self.targets for parameter in critic.parameters]
 
-    def belongs_to(self, model: FusedSAC) -> bool:
-        """Tell whether the model still has these networks, which ``load`` replaces."""
-        return self.model_critic is model.critic
+    def is_current(self, model: FusedSAC) -> bool:
+        """Tell whether the model still has these networks and optimizers, which loading replaces."""
+        optimizers = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
+        return (
+            all(mine.optimizer is optimizer for mine, optimizer in zip(self.optimizers, optimizers, strict=False))
+            and all(mine.is_current for mine in (*self.optimizers, self.target))
+            and next(model.critic_target.parameters()) is self.target.parameters[0]
+        )
 
-    def act(self, features: th.Tensor, noise: th.Tensor) -> "_PolicyPass":
+    def actions(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
         """
-        Sample actions.
+        Compute actions in [-1, 1] to act with.
 
-        :param features: ``(batch, features_dim)``
-        :param noise: standard normal, ``(batch, action_dim)``
+        :param observations: ``(n, *shape)``
+        :param deterministic: take the mean instead of a sample
+        :return: ``(n, action_dim)``
         """
-        return _PolicyPass(self, features, noise)
+        latent = self.trunk.forward(self.features(observations)).result  # (n, width)
+        mean = self.mean.forward(latent).result
+        if not deterministic:
+            log_std = self.log_std.forward(latent).result.clamp_(LOG_STD_MIN, LOG_STD_MAX)
+            mean = mean.addcmul_(log_std.exp_(), th.empty_like(mean).normal_())
+        return mean.tanh_()
 
 
 class _PolicyPass:
@@ -212,38 +270,35 @@ class _PolicyPass:
 
     def __init__(self, networks: _Networks, features: th.Tensor, noise: th.Tensor) -> None:
         self.networks = networks
-        self.hidden = networks.trunk.forward(features)
-        latent = self.hidden[-1]  # (batch, width)
-        self.raw_log_std = networks.log_std.forward(latent)[-1]  # (batch, action_dim)
-        log_std = self.raw_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        self.spread = log_std.exp() * noise  # sigma * epsilon
-        self.actions = (networks.mean.forward(latent)[-1] + self.spread).tanh_()
-        self.slope = 1.0 - self.actions.square()  # derivative of tanh
-        squash = (self.slope + SQUASH_EPSILON).log()
-        terms = 0.5 * noise.square() + log_std + squash
-        self.log_prob = -(terms.sum(dim=1, keepdim=True) + noise.shape[1] * _HALF_LOG_2PI)  # (batch, 1)
+        self.trunk = networks.trunk.forward(features)
+        self.mean, self.log_std = networks.mean.forward(self.trunk.result), networks.log_std.forward(self.trunk.result)
+        log_std = self.log_std.result.clamp(LOG_STD_MIN, LOG_STD_MAX)  # (batch, action_dim)
+        self.spread = log_std.exp().mul_(noise)  # sigma * epsilon
+        self.actions = (self.mean.result + self.spread).tanh_()
+        self.slope = th.addcmul(th.ones_like(noise), self.actions, self.actions, value=-1)  # derivative of tanh
+        self.padded_slope = self.slope + SQUASH_EPSILON
+        terms = self.padded_slope.log().add_(log_std).addcmul_(noise, noise, value=0.5)
+        self.log_prob = terms.sum(dim=1, keepdim=True).add_(noise.shape[1] * _HALF_LOG_2PI).neg_()  # (batch, 1)
 
-    def backward(self, batch: int, value_grad: th.Tensor, ent_coef: th.Tensor) -> list[th.Tensor]:
+    def backward(self, batch: int, value_grad: th.Tensor, ent_coef: th.Tensor) -> None:
         """
-        Compute the gradient of the actor loss over the first rows, see :class:`FusedSAC`.
+        Write the gradient of the actor loss over the first rows, see :class:`FusedSAC`, to the optimizer.
 
         :param batch: number of rows
         :param value_grad: gradient of the smallest value in the action, ``(batch, action_dim)``
         :param ent_coef: entropy coefficient
-        :return: gradients of the parameters of trunk, mean and log standard deviation
         """
-        actions, slope, raw = self.actions[:batch], self.slope[:batch], self.raw_log_std[:batch]
+        networks, raw = self.networks, self.log_std.result[:batch]
         weight = ent_coef / batch
-        grad_mean = slope * (2.0 * weight * actions / (slope + SQUASH_EPSILON) - value_grad / batch)  # (batch, action_dim)
+        grad_mean = (2.0 * weight) * self.actions[:batch] / self.padded_slope[:batch]  # (batch, action_dim)
+        grad_mean.sub_(value_grad, alpha=1.0 / batch).mul_(self.slope[:batch])
         is_inside = (raw >= LOG_STD_MIN) & (raw <= LOG_STD_MAX)
-        grad_log_std = (grad_mean * self.spread[:batch] - weight) * is_inside  # (batch, action_dim)
-        hidden = [values[:batch] for values in self.hidden]
-        heads = ((self.networks.mean, grad_mean), (self.networks.log_std, grad_log_std))
-        grad_latent = sum(grad @ head.weights[0] for head, grad in heads)  # (batch, width)
-        grads = self.networks.trunk.backward(hidden, grad_latent)  # type: ignore[arg-type]
-        for head, grad in heads:
-            grads += head.backward([hidden[-1]], grad)
-        return grads
+        grad_log_std = (grad_mean * self.spread[:batch]).sub_(weight).mul_(is_inside)  # (batch, action_dim)
+        grad_latent = grad_mean @ networks.mean.weights[0]  # (batch, width)
+        grad_latent.addmm_(grad_log_std, networks.log_std.weights[0])
+        networks.mean.backward(self.mean.rows(batch), grad_mean)
+        networks.log_std.backward(self.log_std.rows(batch), grad_log_std)
+        networks.trunk.backward(self.trunk.rows(batch), grad_latent)
 
 
 def _linear(layers: Any) -> list[nn.Linear]:

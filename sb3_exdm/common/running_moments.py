@@ -31,7 +31,7 @@ class RunningMoments(nn.Module):
         self.register_buffer("var", th.ones(dim, device=device))
         # Stored rather than a property: single states are standardized far more often than batches are added.
         self.register_buffer("std", th.ones(dim, device=device))
-        self.register_buffer("n_batches", th.zeros((), dtype=th.int64))
+        self.register_buffer("n_batches", th.zeros((), dtype=th.int64))  # on the CPU: read at every update
 
     @th.no_grad()
     def update(self, batch: th.Tensor) -> None:
@@ -44,13 +44,13 @@ class RunningMoments(nn.Module):
         self.n_batches += 1
         weight = max(1.0 / self.n_batches.item(), self.min_weight)
         delta = batch_mean - self.mean
-        self.mean += weight * delta
+        self.mean.add_(delta, alpha=weight)
         # Law of total variance for a mixture of the past (1 - weight) and the batch (weight).
-        self.var.copy_((1.0 - weight) * (self.var + weight * delta.square()) + weight * batch_var)
-        std = self.var.sqrt()
+        self.var.addcmul_(delta, delta, value=weight).lerp_(batch_var, weight)
         # Round-off makes the variance of a constant column positive: judge it against the size of the mean as well.
-        floor = self.std_floor * self.mean.abs().clamp(min=1.0)
-        self.std.copy_(th.where(std > floor, std, 1.0))
+        floor = self.mean.abs().clamp_(min=1.0).mul_(self.std_floor)
+        th.sqrt(self.var, out=self.std)
+        self.std.masked_fill_(self.std <= floor, 1.0)
 
     def standardize(self, batch: th.Tensor) -> th.Tensor:
         """

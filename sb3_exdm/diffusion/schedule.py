@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch as th
 
@@ -68,6 +69,24 @@ def levels(log_snr: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     :return: factor of the data and factor of the noise, of the same shape
     """
     return th.sigmoid(2.0 * log_snr).sqrt(), th.sigmoid(-2.0 * log_snr).sqrt()
+
+
+class NoisySamples(NamedTuple):
+    """
+    Noisy samples of a minibatch.
+
+    :param x_t: noisy samples, ``(batch, dim)``
+    :param noise: noise in them, ``(batch, dim)``
+    :param log_snr: log signal-to-noise ratios, ``(batch, 1)``
+    :param alpha: factor of the data, ``(batch, 1)``
+    :param sigma: factor of the noise, ``(batch, 1)``
+    """
+
+    x_t: th.Tensor
+    noise: th.Tensor
+    log_snr: th.Tensor
+    alpha: th.Tensor
+    sigma: th.Tensor
 
 
 def stratified_levels(low: float, high: float, n: int, generator: th.Generator) -> th.Tensor:

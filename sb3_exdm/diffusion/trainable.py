@@ -8,6 +8,8 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_exdm.common.dense import FlatAdam, FlatParameters
+
 
 class Trainable(nn.Module):
     """
@@ -41,7 +43,13 @@ class Trainable(nn.Module):
         self.average = deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
         self._weights: list[th.Tensor] = list(self.network.parameters())
-        self._average_weights: list[th.Tensor] = list(self.average.parameters())
+        self._flat: tuple[FlatAdam, FlatParameters] | None = None
+
+    def flat_weights(self) -> tuple[FlatAdam, FlatParameters]:
+        """Return the weights with their optimizer, and the averaged weights, as vectors."""
+        if self._flat is None or not all(part.is_current for part in self._flat):
+            self._flat = FlatAdam(self.optimizer), FlatParameters(self.average.parameters())
+        return self._flat
 
     def descend(self, loss: th.Tensor) -> None:
         """
@@ -49,11 +57,17 @@ class Trainable(nn.Module):
 
         :param loss: scalar that depends on the weights
         """
-        self.optimizer.zero_grad()
+        optimizer, _ = self.flat_weights()
+        optimizer.zero_grad()
         loss.backward(inputs=self._weights)
-        self.optimizer.step()
-        with th.no_grad():
-            th._foreach_lerp_(self._average_weights, self._weights, 1.0 - self.ema_rate)
+        self.step()
+
+    @th.no_grad()
+    def step(self) -> None:
+        """Take one step of the optimizer along its gradient and update the averaged weights."""
+        optimizer, average = self.flat_weights()
+        optimizer.step()
+        average.values.lerp_(optimizer.values, 1.0 - self.ema_rate)
 
     def training_state(self) -> dict[str, Any]:
         """Return the states of optimizer and generator, which :meth:`state_dict` leaves out."""

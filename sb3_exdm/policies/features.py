@@ -23,9 +23,10 @@ class FourierExtractor(BaseFeaturesExtractor):
     :raises ValueError: for another space
     """
 
-    low: th.Tensor
     scale: th.Tensor
+    offset: th.Tensor
     frequencies: th.Tensor
+    shift: th.Tensor
 
     def __init__(self, observation_space: gym.Space, n_frequencies: int = N_FREQUENCIES) -> None:
         if not is_bounded_vector(observation_space):
@@ -34,14 +35,19 @@ class FourierExtractor(BaseFeaturesExtractor):
         dim = observation_space.shape[0]
         super().__init__(observation_space, features_dim=dim * (1 + 2 * n_frequencies))
         low, high = observation_space.low.astype(np.float64), observation_space.high.astype(np.float64)
-        self.register_buffer("low", th.as_tensor(low, dtype=th.float32))
-        self.register_buffer("scale", th.as_tensor(2.0 / np.maximum(high - low, 1e-8), dtype=th.float32))
-        self.register_buffer("frequencies", 0.5 * th.pi * 2.0 ** th.arange(n_frequencies))
+        scale = 2.0 / np.maximum(high - low, 1e-8)
+        self.register_buffer("scale", th.as_tensor(scale, dtype=th.float32))
+        self.register_buffer("offset", th.as_tensor(-1.0 - low * scale, dtype=th.float32))
+        # All phases in one product, with cos(z) = sin(z + pi / 2).
+        frequencies = 0.5 * th.pi * 2.0 ** th.arange(n_frequencies)
+        sines = th.kron(th.eye(dim), frequencies)  # (dim, dim * n_frequencies)
+        self.register_buffer("frequencies", th.cat([sines, sines], dim=1), persistent=False)
+        shift = th.cat([th.zeros(sines.shape[1]), th.full((sines.shape[1],), 0.5 * th.pi)])
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
-        x = (observations - self.low) * self.scale - 1.0  # (batch, dim), in [-1, 1]
-        phases = (x.unsqueeze(-1) * self.frequencies).flatten(1)  # (batch, dim * n_frequencies)
-        return th.cat([x, phases.sin(), phases.cos()], dim=1)
+        x = th.addcmul(self.offset, observations, self.scale)  # (batch, dim), in [-1, 1]
+        return th.cat([x, th.addmm(self.shift, x, self.frequencies).sin_()], dim=1)
 
 
 CLIP = 10.0

@@ -78,8 +78,9 @@ class NoiseRange(nn.Module):
         share = 16
         chunk = len(self.reference) // share
         start = int(self.n_batches.item()) % share * chunk
-        indices = th.arange(chunk, device=batch.device) * max(len(batch) // chunk, 1) % len(batch)
-        self.reference[start : start + chunk] = batch[indices]
+        rows = batch[:: max(len(batch) // chunk, 1)]
+        for first in range(0, chunk, len(rows)):  # small batches are repeated
+            self.reference[start + first : start + chunk] = rows[: chunk - first]
         self.n_batches += 1
         n_batches = self.n_batches.item()
         first = n_batches == share

@@ -139,11 +139,15 @@ class ScoreModel(FittedReward):
         for network in (self.model.network, self.model.average):
             network.features.frequencies.copy_(self.noise_range.frequencies)
         n_levels = len(self.noises)
-        self._denoising_error: DenoisingError | None = None
         # Midpoints of equal cells of the log-ratio, so that the ends of the range do not have double weight.
         low, high = (math.log(ratio) for ratio in self.noise_range.range)
         cells = (th.arange(n_levels, device=self.device) + 0.5) / n_levels
-        self._log_snr = -(low + (high - low) * cells)  # (n_levels,)
+        log_snr = -(low + (high - low) * cells)  # (n_levels,)
+        network = self.model.average
+        level_features = network.noise_level(log_snr)
+        alpha, sigma = self.model.levels(log_snr)
+        self._denoising_error = DenoisingError(self.noises, alpha, sigma, level_features, network.features.frequencies)
+        self._has_changed = True
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
         data, condition = (observations, None) if actions is None else (actions, observations)
@@ -151,7 +155,7 @@ class ScoreModel(FittedReward):
             if condition is None:
                 self._check_ranking()
             self._apply_noise_range()
-        self._denoising_error = None  # holds the weights, which change now
+        self._has_changed = True
         metrics = {"score_loss": self.model.fit(data, condition).item()}
         return metrics if condition is not None else {**metrics, "score_ranking": self.ranking}
 
@@ -177,9 +181,9 @@ class ScoreModel(FittedReward):
 
     def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
         data, condition = (observations, None) if actions is None else (actions, observations)
-        if self._denoising_error is None:
-            alpha, sigma = self.model.levels(self._log_snr)
-            self._denoising_error = DenoisingError(self.model.average, self.noises, alpha, sigma, self._log_snr)
+        if self._has_changed:
+            self._denoising_error.set_network(self.model.average)
+            self._has_changed = False
         return self._denoising_error.errors(data, condition)
 
     def _extra_state(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3 import DDPG, PPO, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import is_image_space
@@ -17,11 +17,12 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_exdm.algorithms import FusedSAC
 from sb3_exdm.common.spaces import is_low_dim
 from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.policies.features import FourierExtractor
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": FusedSAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
 """Algorithms by name."""
 
 
