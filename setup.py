@@ -29,6 +29,7 @@ tests = [
     "minari[hdf5]>=0.5",
     "mypy>=1.10",
     "pytest>=8",
+    "pytest-benchmark>=5",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.5",
     "ruff>=0.6",

@@ -1,6 +1,7 @@
 """Fine-tuning of the policy that explored: Stable-Baselines3's numbers, KL regularization in closed form, and the schedule."""
 
 import warnings
+from copy import deepcopy
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +12,7 @@ from stable_baselines3 import DDPG, DQN, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
 from sb3_exdm.finetuning import FINETUNE_ALGORITHMS, FinetuneReplayBuffer, GaussianFinetuneCallback
-from sb3_exdm.finetuning.gaussian import KL_COEF
+from sb3_exdm.finetuning.gaussian import KL_COEF, FinetuneSAC
 
 PLAIN = {"sac": SAC, "td3": TD3, "ddpg": DDPG}
 
@@ -82,7 +83,14 @@ def divergence(model, observations) -> th.Tensor:
 OBSERVATIONS = th.randn(50, 3, generator=th.Generator().manual_seed(0))
 
 
+@pytest.fixture
+def without_fusion(monkeypatch):
+    """The update with autograd, whose numbers are those of Stable-Baselines3 to the last bit."""
+    monkeypatch.setattr(FinetuneSAC, "unsupported", lambda model: "the test compares with autograd")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_fusion")
 @pytest.mark.parametrize(
     ("algo", "kwargs"),
     [
@@ -106,6 +114,7 @@ def test_without_regularization_the_numbers_are_those_of_stable_baselines3(algo,
     assert plain.keys() == ours.keys() and not changed(plain, ours)
     assert models[0]._n_updates == models[1]._n_updates > 30
     logs = [{key: value for key, value in model.logger.name_to_value.items() if "train" in key} for model in models]
+    logs[1].pop("train/fused", None)
     assert logs[0] == logs[1] and len(logs[0]) > 2
 
 
@@ -207,6 +216,7 @@ class TestRegularization:
         assert moved[100.0] < 0.05 < 0.3 < moved[0.0]
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("without_fusion")
     @pytest.mark.parametrize("algo", FINETUNE_ALGORITHMS)
     def test_gradient_of_the_actor_loss(self, algo):
         """That of the algorithm plus the divergence in units of the value, on the same batch."""
@@ -292,6 +302,7 @@ class TestCallback:
         assert isinstance(model.replay_buffer, FinetuneReplayBuffer) and model._n_updates == 10
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("without_fusion")
     @pytest.mark.parametrize("algo", FINETUNE_ALGORITHMS)
     @pytest.mark.parametrize("gradient_steps", [1, -1])
     def test_from_scratch_the_callback_changes_nothing(self, algo, gradient_steps):
@@ -342,3 +353,41 @@ class TestCallback:
                 make_model("sac", PLAIN).learn(40, callback=GaussianFinetuneCallback(**kwargs))
         with pytest.raises(ValueError, match="gradient_steps=0"):
             make_model(gradient_steps=0).learn(40, callback=GaussianFinetuneCallback())
+
+
+@pytest.mark.parametrize("critic_only", [False, True])
+def test_fused_update_is_that_of_autograd(critic_only, monkeypatch):
+    """SAC with KL regularization: losses and moments of Adam after one update, ten times from the same weights."""
+    models = [
+        FinetuneSAC(
+            "MlpPolicy", "Pendulum-v1", learning_starts=50, batch_size=32, policy_kwargs={"net_arch": [32, 16]}, seed=0
+        )
+        for _ in range(2)
+    ]
+    mine, plain = models
+    monkeypatch.setattr(plain, "unsupported", lambda: "the test compares with autograd")
+    for model in models:
+        model.learn(60)
+        model.start_regularization(0.3)
+    plain.replay_buffer = mine.replay_buffer
+    with th.no_grad():
+        for parameter in mine.actor.parameters():  # away from the pre-trained actor, so that the divergence is not zero
+            parameter.mul_(1.1)
+    for step in range(10):
+        plain.set_parameters(deepcopy(mine.get_parameters()))
+        plain.log_ent_coef.data.copy_(mine.log_ent_coef.data)
+        plain.pretrained_actor.load_state_dict(mine.pretrained_actor.state_dict())
+        for model in models:
+            th.manual_seed(step)
+            np.random.seed(step)
+            model.train(1, 32, critic_only=critic_only)
+        logs = [model.logger.name_to_value for model in models]
+        assert [log["train/fused"] for log in logs] == [1.0, 0.0]
+        names = ["critic_loss", "ent_coef"] + ([] if critic_only else ["actor_loss", "ent_coef_loss"])
+        for name in names:
+            assert logs[0][f"train/{name}"] == pytest.approx(logs[1][f"train/{name}"], rel=1e-4, abs=1e-5), name
+        for network in ("actor", "critic"):
+            states = [getattr(model, network).optimizer.state_dict()["state"] for model in models]
+            for key, state in states[1].items():
+                scale = state["exp_avg"].abs().max().item()
+                th.testing.assert_close(states[0][key]["exp_avg"], state["exp_avg"], rtol=1e-3, atol=1e-4 * scale + 1e-8)

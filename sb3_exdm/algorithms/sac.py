@@ -1,7 +1,8 @@
 """SAC with a fused update: the numbers of Stable-Baselines3's SAC at a fraction of its overhead."""
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -13,6 +14,7 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
 from sb3_exdm.common.dense import DenseLayers, FlatAdam, FlatParameters, is_plain_adam
+from sb3_exdm.exploration.replay_buffer import ScoreRewardReplayBuffer
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # as in Stable-Baselines3
 SQUASH_EPSILON = 1e-6
@@ -122,18 +124,28 @@ class FusedSAC(SAC):
         :param gradient_steps: number of updates
         :param batch_size: transitions of a minibatch
         """
+        if not self._train_fused(gradient_steps, batch_size):
+            super().train(gradient_steps, batch_size)
+
+    def _train_fused(self, gradient_steps: int, batch_size: int, critic_only: bool = False) -> bool:
+        """
+        Do the fused updates if they are possible.
+
+        :param gradient_steps: number of updates
+        :param batch_size: transitions of a minibatch
+        :param critic_only: update critics and their targets alone
+        :return: False if nothing was done, because the update cannot be fused
+        """
         networks = self._fused_networks()
         self.logger.record("train/fused", float(networks is not None), exclude="tensorboard")
         if networks is None:
-            super().train(gradient_steps, batch_size)
-            return
+            return False
         # The mode matters to dropout and batch norm alone, which the networks do not have.
         self._update_learning_rate([optimizer.optimizer for optimizer in networks.optimizers])
         losses = []
         with th.inference_mode():
-            for gradient_step in range(gradient_steps):
-                samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-                losses.append(self._update(samples, networks))
+            for gradient_step, samples in enumerate(self._minibatches(gradient_steps, batch_size)):
+                losses.append(self._update(samples, networks, critic_only))
                 if gradient_step % self.target_update_interval == 0:
                     networks.target.values.lerp_(networks.critic_optimizer.values, self.tau)
         self._n_updates += gradient_steps
@@ -142,31 +154,42 @@ class FusedSAC(SAC):
             means = th.stack([th.stack(list(loss.values())) for loss in losses]).mean(dim=0).tolist()  # read once
             for name, mean in zip(losses[0], means, strict=True):
                 self.logger.record(f"train/{name}", mean)
+        return True
 
-    def _update(self, samples: ReplayBufferSamples, networks: "_Networks") -> dict[str, th.Tensor]:
+    def _minibatches(self, n_minibatches: int, batch_size: int) -> Iterable[Any]:
+        """Draw minibatches, together where the replay buffer can."""
+        buffer: Any = self.replay_buffer
+        if isinstance(buffer, ScoreRewardReplayBuffer):
+            return buffer.sample_minibatches(n_minibatches, batch_size, self._vec_normalize_env)
+        return (buffer.sample(batch_size, env=self._vec_normalize_env) for _ in range(n_minibatches))
+
+    def _update(self, samples: ReplayBufferSamples, networks: "_Networks", critic_only: bool = False) -> dict[str, th.Tensor]:
         """One update on a minibatch; returns what to log, as tensors."""
         batch, action_dim = samples.actions.shape
         discounts = self.gamma if samples.discounts is None else samples.discounts
         # Rows of the minibatch first, then those of the next observations: one pass of the actor serves both.
         features = networks.features(th.cat([samples.observations, samples.next_observations]).float())
-        noise = features.new_empty(2 * batch, action_dim)
-        noise[:batch].normal_()  # two draws, in the order of Stable-Baselines3
-        noise[batch:].normal_()
-        policy = _PolicyPass(networks, features, noise)
-        log_prob, next_log_prob = policy.log_prob.split(batch)  # (batch, 1) each
-        actions, next_actions = policy.actions.split(batch)  # (batch, action_dim) each
+        acted = features[batch:] if critic_only else features
+        noise = features.new_empty(len(acted), action_dim)
+        for part in noise.split(batch):  # in the order of Stable-Baselines3
+            part.normal_()
+        policy = _PolicyPass(networks, acted, noise)
+        log_prob, next_log_prob = policy.log_prob[:batch], policy.log_prob[-batch:]  # (batch, 1) each
+        next_actions = policy.actions[-batch:]  # (batch, action_dim)
         losses: dict[str, th.Tensor] = {}
 
         # Entropy coefficient: the gradient of -log_alpha * mean(log_prob + target_entropy).
-        if networks.ent_coef_optimizer is not None:
+        if networks.ent_coef_optimizer is None:
+            ent_coef = self.ent_coef_tensor
+        elif critic_only:
+            ent_coef = networks.ent_coef_optimizer.values.exp()
+        else:
             log_ent_coef, optimizer = networks.ent_coef_optimizer.values, networks.ent_coef_optimizer  # (1,)
             ent_coef = log_ent_coef.exp()
             excess = log_prob.mean() + self.target_entropy
             losses["ent_coef_loss"] = -(log_ent_coef * excess).squeeze()
             optimizer.gradient.copy_(excess).neg_()
             optimizer.step()
-        else:
-            ent_coef = self.ent_coef_tensor
         losses["ent_coef"] = ent_coef.squeeze()
 
         # Critics: 0.5 * sum_k mean (Q_k - y)^2.
@@ -183,9 +206,11 @@ class FusedSAC(SAC):
             critic.backward(done, error.div_(batch))
         losses["critic_loss"] = critic_loss
         networks.critic_optimizer.step()
+        if critic_only:
+            return losses
 
         # Actor, led by the critics after their update. The gradient of the minimum is that of the smallest critic.
-        inputs[:, features.shape[1] :] = actions
+        inputs[:, features.shape[1] :] = policy.actions[:batch]
         passes = [critic.forward(inputs) for critic in networks.critics]
         min_values, smallest = _smallest([done.result for done in passes])  # (batch, 1)
         value_grads = [  # of the minimum in the action, (batch, action_dim) each
@@ -193,9 +218,39 @@ class FusedSAC(SAC):
             for critic, done, is_smallest in zip(networks.critics, passes, smallest, strict=True)
         ]
         losses["actor_loss"] = (ent_coef * log_prob - min_values).mean()
-        policy.backward(batch, sum(value_grads[1:], start=value_grads[0]), ent_coef)
+        penalty = self._policy_penalty(samples.observations, policy.gaussian(batch), [done.result for done in passes])
+        if penalty is not None:
+            losses["actor_loss"] += penalty.loss
+        policy.backward(batch, sum(value_grads[1:], start=value_grads[0]), ent_coef, penalty)
         networks.actor_optimizer.step()
         return losses
+
+    def _policy_penalty(
+        self, observations: th.Tensor, gaussian: tuple[th.Tensor, th.Tensor], values: list[th.Tensor]
+    ) -> "PolicyPenalty | None":
+        """
+        Further term of the actor loss, for subclasses.
+
+        :param observations: ``(batch, *shape)``
+        :param gaussian: mean and log standard deviation of the actions before squashing, ``(batch, action_dim)`` each
+        :param values: values of the actor's actions, one ``(batch, 1)`` for each critic
+        :return: None for no further term
+        """
+        return None
+
+
+class PolicyPenalty(NamedTuple):
+    """
+    A term of the actor loss that depends on mean and log standard deviation of the Gaussian alone.
+
+    :param loss: the term, a scalar
+    :param grad_mean: its gradient in the mean, ``(batch, action_dim)``
+    :param grad_log_std: its gradient in the log standard deviation, ``(batch, action_dim)``
+    """
+
+    loss: th.Tensor
+    grad_mean: th.Tensor
+    grad_log_std: th.Tensor
 
 
 def _smallest(values: list[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]]:
@@ -272,7 +327,7 @@ class _PolicyPass:
         self.networks = networks
         self.trunk = networks.trunk.forward(features)
         self.mean, self.log_std = networks.mean.forward(self.trunk.result), networks.log_std.forward(self.trunk.result)
-        log_std = self.log_std.result.clamp(LOG_STD_MIN, LOG_STD_MAX)  # (batch, action_dim)
+        self.clipped = log_std = self.log_std.result.clamp(LOG_STD_MIN, LOG_STD_MAX)  # (batch, action_dim)
         self.spread = log_std.exp().mul_(noise)  # sigma * epsilon
         self.actions = (self.mean.result + self.spread).tanh_()
         self.slope = th.addcmul(th.ones_like(noise), self.actions, self.actions, value=-1)  # derivative of tanh
@@ -280,20 +335,29 @@ class _PolicyPass:
         terms = self.padded_slope.log().add_(log_std).addcmul_(noise, noise, value=0.5)
         self.log_prob = terms.sum(dim=1, keepdim=True).add_(noise.shape[1] * _HALF_LOG_2PI).neg_()  # (batch, 1)
 
-    def backward(self, batch: int, value_grad: th.Tensor, ent_coef: th.Tensor) -> None:
+    def gaussian(self, batch: int) -> tuple[th.Tensor, th.Tensor]:
+        """Mean and log standard deviation before squashing, ``(batch, action_dim)`` each, of the first rows."""
+        return self.mean.result[:batch], self.clipped[:batch]
+
+    def backward(self, batch: int, value_grad: th.Tensor, ent_coef: th.Tensor, penalty: PolicyPenalty | None = None) -> None:
         """
         Write the gradient of the actor loss over the first rows, see :class:`FusedSAC`, to the optimizer.
 
         :param batch: number of rows
         :param value_grad: gradient of the smallest value in the action, ``(batch, action_dim)``
         :param ent_coef: entropy coefficient
+        :param penalty: further term of the loss
         """
         networks, raw = self.networks, self.log_std.result[:batch]
         weight = ent_coef / batch
         grad_mean = (2.0 * weight) * self.actions[:batch] / self.padded_slope[:batch]  # (batch, action_dim)
         grad_mean.sub_(value_grad, alpha=1.0 / batch).mul_(self.slope[:batch])
         is_inside = (raw >= LOG_STD_MIN) & (raw <= LOG_STD_MAX)
-        grad_log_std = (grad_mean * self.spread[:batch]).sub_(weight).mul_(is_inside)  # (batch, action_dim)
+        grad_log_std = (grad_mean * self.spread[:batch]).sub_(weight)  # (batch, action_dim)
+        if penalty is not None:
+            grad_mean += penalty.grad_mean
+            grad_log_std += penalty.grad_log_std
+        grad_log_std.mul_(is_inside)
         grad_latent = grad_mean @ networks.mean.weights[0]  # (batch, width)
         grad_latent.addmm_(grad_log_std, networks.log_std.weights[0])
         networks.mean.backward(self.mean.rows(batch), grad_mean)

@@ -21,9 +21,17 @@ class Activation:
     backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
 
 
-# ReLU works in place: its output is positive where its input is.
-RELU = Activation(th.relu_, lambda grad, x: th.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad))
-SILU = Activation(nn.functional.silu, lambda grad, x: th.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad))
+def _relu_backward(grad: th.Tensor, x: th.Tensor) -> th.Tensor:
+    return th.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
+
+
+def _silu_backward(grad: th.Tensor, x: th.Tensor) -> th.Tensor:
+    return th.ops.aten.silu_backward.grad_input(grad, x, grad_input=grad)
+
+
+# In place: the output of ReLU is positive where its input is.
+RELU = Activation(th.relu_, _relu_backward)
+SILU = Activation(nn.functional.silu, _silu_backward)
 
 
 class FlatParameters:
@@ -52,6 +60,15 @@ class FlatParameters:
         return self.parameters[0].data_ptr() == self.values.data_ptr()
 
 
+FLUSH_INTERVAL = 100
+"""Steps of Adam between two replacements of tiny moments by zero."""
+SMALLEST_MOMENT = 1e-30
+"""
+First moments below are set to zero. Those of weights without gradient, behind units that are never active, decay into subnormal
+numbers, with which a step takes four times as long; the steps that they contribute are far below the rounding of a weight.
+"""
+
+
 class FlatAdam(FlatParameters):
     """
     Parameters, gradients and moments of an Adam optimizer as one vector each, so that a step is one operation.
@@ -69,29 +86,35 @@ class FlatAdam(FlatParameters):
         self.optimizer = optimizer
         self.gradient = th.zeros_like(self.values)
         self._gradients = {id(p): part for p, part in zip(self.parameters, self.views(self.gradient), strict=True)}
-        states = [optimizer.state[parameter] for parameter in self.parameters]
-        steps = [float(state["step"]) if state else 0.0 for state in states]
-        self._steps = th.tensor(steps, dtype=th.float32, device=self.values.device)  # one per parameter, as Adam saves it
-        self._one = th.ones_like(self._steps[0])
         self._moments = {key: th.zeros_like(self.values) for key in ("exp_avg", "exp_avg_sq")}
-        for i, state in enumerate(states):
-            views = {key: self.views(moment)[i] for key, moment in self._moments.items()}
+        self._steps = th.zeros(len(self.parameters), device=self.values.device)  # one per parameter, as Adam saves them
+        self._one = th.ones_like(self._steps[0])
+        self._n_steps = 0
+        self._owns_state = False
+        if optimizer.state:
+            self._take_state()
+
+    def _take_state(self) -> None:
+        """Copy the state of the optimizer into the vectors and replace it by views of them."""
+        for i, parameter in enumerate(self.parameters):
+            state = self.optimizer.state[parameter]
+            views = {"step": self._steps[i], **{key: self.views(moment)[i] for key, moment in self._moments.items()}}
             for key, view in views.items():
                 if state:
                     view.copy_(state[key])
-            state.update(views, step=self._steps[i])
+            state.update(views)
+        self._owns_state = True
 
     @property
     def is_current(self) -> bool:
         """False if other tensors have replaced the parameters or the state of the optimizer, as loading does."""
         parameter = self.parameters[0]
-        moment = self.optimizer.state.get(parameter, {}).get("exp_avg")
-        return (
-            super().is_current
-            and self.optimizer.param_groups[0]["params"][0] is parameter
-            and moment is not None
-            and moment.data_ptr() == self._moments["exp_avg"].data_ptr()
-        )
+        if not super().is_current or self.optimizer.param_groups[0]["params"][0] is not parameter:
+            return False
+        moment = self.optimizer.state[parameter].get("exp_avg") if self.optimizer.state else None
+        if moment is None or not self._owns_state:
+            return moment is None and not self._owns_state
+        return moment.data_ptr() == self._moments["exp_avg"].data_ptr()
 
     def zero_grad(self) -> None:
         """Set the gradients to zero and let autograd add to :attr:`gradient`."""
@@ -106,7 +129,13 @@ class FlatAdam(FlatParameters):
     def step(self) -> None:
         """Take a step along :attr:`gradient`, as ``optimizer.step()`` does."""
         group = self.optimizer.param_groups[0]
+        if not self._owns_state:  # an optimizer that has made no step has no state
+            self._take_state()
         self._steps.add_(self._one)
+        self._n_steps += 1
+        if self._n_steps % FLUSH_INTERVAL == 0:
+            moment = self._moments["exp_avg"]
+            moment.masked_fill_(moment.abs() < SMALLEST_MOMENT, 0.0)
         th._fused_adam_(
             [self.values],
             [self.gradient],

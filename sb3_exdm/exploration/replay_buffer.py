@@ -1,5 +1,6 @@
 """Replay buffers that compute intrinsic rewards when a batch is sampled."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -178,24 +179,67 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
             rewards += self.reward_settings.extrinsic_coef * self._normalize_reward(self.rewards[steps, envs], env)
         return rewards
 
+    def sample(  # type: ignore[override]
+        self, batch_size: int, env: VecNormalize | None = None
+    ) -> ReplayBufferSamples | DictReplayBufferSamples:
+        """
+        Draw a minibatch uniformly, with rewards under the present model.
+
+        :param batch_size: number of transitions
+        :param env: normalizes observations and task rewards
+        """
+        return self.sample_minibatches(1, batch_size, env)[0]
+
+    def sample_minibatches(
+        self, n_minibatches: int, batch_size: int, env: VecNormalize | None = None
+    ) -> list[ReplayBufferSamples | DictReplayBufferSamples]:
+        """
+        Draw the minibatches of as many calls of :meth:`sample`. Gathering them and computing their rewards together takes
+        less time.
+
+        :param n_minibatches: number of minibatches
+        :param batch_size: number of transitions of each
+        :param env: normalizes observations and task rewards
+        """
+        draws = [self._draw(batch_size) for _ in range(n_minibatches)]
+        steps, envs = (np.concatenate(parts) for parts in zip(*draws, strict=True))
+        samples = self._samples_of(steps, envs, env)
+        if n_minibatches == 1:
+            return [samples]
+        parts = zip(*(_split(part, batch_size, n_minibatches) for part in samples), strict=True)
+        return [type(samples)(*part) for part in parts]
+
+    def _draw(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw positions and environments with the random numbers of Stable-Baselines3's buffer, ``(batch_size,)`` each."""
+        if self.optimize_memory_usage and self.full:  # the next observation of the newest transition is not stored
+            steps = (np.random.randint(1, self.buffer_size, size=batch_size) + self.pos) % self.buffer_size
+        else:
+            steps = np.random.randint(0, self.size(), size=batch_size)
+        return steps, np.random.randint(0, self.n_envs, size=batch_size)
+
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> ReplayBufferSamples | DictReplayBufferSamples:
-        envs = np.random.randint(0, self.n_envs, size=len(batch_inds))
+        return self._samples_of(batch_inds, np.random.randint(0, self.n_envs, size=len(batch_inds)), env)
+
+    def _samples_of(
+        self, steps: np.ndarray, envs: np.ndarray, env: VecNormalize | None
+    ) -> ReplayBufferSamples | DictReplayBufferSamples:
+        """Transitions at given positions of given environments, ``(n,)`` each."""
         if self.n_steps == 1:
-            last, rewards, discounts = batch_inds, self._rewards(batch_inds, envs, env), None
+            last, rewards, discounts = steps, self._rewards(steps, envs, env), None
         else:
-            last, rewards, discounts = self._n_step_returns(batch_inds, envs, env)
+            last, rewards, discounts = self._n_step_returns(steps, envs, env)
         # After a time limit the value of the next state still counts.
         dones = self.dones[last, envs] * (1.0 - self.timeouts[last, envs])
         samples_class = DictReplayBufferSamples if isinstance(self.observations, dict) else ReplayBufferSamples
         return samples_class(
-            observations=self._to_tensors(self._normalize_obs(_take(self.observations, batch_inds, envs), env)),
-            actions=self.to_torch(self.actions[batch_inds, envs]),
+            observations=self._to_tensors(self._normalize_obs(_take(self.observations, steps, envs), env)),
+            actions=self.to_torch(self.actions[steps, envs], copy=False),
             next_observations=self._to_tensors(self._normalize_obs(self._next_observations(last, envs), env)),
-            dones=self.to_torch(dones[:, None]),
-            rewards=self.to_torch(rewards[:, None]),
-            discounts=None if discounts is None else self.to_torch(discounts[:, None]),
+            dones=self.to_torch(dones[:, None], copy=False),
+            rewards=self.to_torch(rewards[:, None], copy=False),
+            discounts=None if discounts is None else self.to_torch(discounts[:, None], copy=False),
         )
 
     def _n_step_returns(
@@ -217,12 +261,22 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
 
     def _to_tensors(self, observations: Any) -> Any:
         if isinstance(observations, dict):
-            return {key: self.to_torch(value) for key, value in observations.items()}
-        return self.to_torch(observations)
+            return {key: self.to_torch(value, copy=False) for key, value in observations.items()}
+        return self.to_torch(observations, copy=False)  # gathered, so already a copy
 
 
 class ScoreRewardDictReplayBuffer(ScoreRewardReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
     """:class:`ScoreRewardReplayBuffer` for Dict observations (``"MultiInputPolicy"``)."""
+
+
+def _split(part: Any, size: int, n_parts: int) -> Sequence[Any]:
+    """Split tensors, dicts of them or None into rows of minibatches."""
+    if part is None:
+        return [None] * n_parts
+    if isinstance(part, dict):
+        split = {key: value.split(size) for key, value in part.items()}
+        return [{key: value[i] for key, value in split.items()} for i in range(n_parts)]
+    return part.split(size)
 
 
 def _take(store: Any, steps: np.ndarray, envs: np.ndarray) -> Any:

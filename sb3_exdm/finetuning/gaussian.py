@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import polyak_update
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from sb3_exdm.algorithms.sac import FusedSAC, PolicyPenalty
 from sb3_exdm.common.validation import check_integers
 from sb3_exdm.finetuning.schedule import FinetuneSchedule
 
@@ -95,8 +96,42 @@ def _descend(optimizer: th.optim.Optimizer, loss: Any) -> float:
     return loss.item()
 
 
-class FinetuneSAC(KLRegularized, SAC):
-    """SAC with KL regularization, see :class:`KLRegularized`. The parameters are those of Stable-Baselines3's SAC."""
+class FinetuneSAC(KLRegularized, FusedSAC):
+    """
+    SAC with KL regularization, see :class:`KLRegularized`, and the update of
+    :class:`~sb3_exdm.algorithms.sac.FusedSAC` where that is possible. The parameters are those of Stable-Baselines3's SAC.
+    """
+
+    def train(self, gradient_steps: int, batch_size: int = 64, critic_only: bool = False) -> None:
+        """
+        Sample the replay buffer and do the updates.
+
+        :param gradient_steps: number of updates
+        :param batch_size: batch size
+        :param critic_only: update critic and target critic alone
+        """
+        if not self._train_fused(gradient_steps, batch_size, critic_only):
+            super().train(gradient_steps, batch_size, critic_only)
+
+    def _policy_penalty(
+        self, observations: th.Tensor, gaussian: tuple[th.Tensor, th.Tensor], values: list[th.Tensor]
+    ) -> PolicyPenalty | None:
+        r"""
+        KL divergence of two Gaussians,
+        :math:`\sum_i \log(\sigma'_i / \sigma_i) + (\sigma_i^2 + (\mu_i - \mu'_i)^2) / 2 \sigma_i'^2 - 1/2`, in nats.
+        """
+        if not self.kl_coef:
+            return None
+        actor: Any = self.pretrained_actor
+        (mean, log_std), (old_mean, old_log_std, _) = gaussian, actor.get_action_dist_params(observations)
+        precision = (-2.0 * old_log_std).exp()
+        difference, ratio = mean - old_mean, (2.0 * (log_std - old_log_std)).exp()
+        divergence = (old_log_std - log_std + 0.5 * (ratio + difference.square() * precision - 1.0)).sum(dim=1)
+        weight = self.kl_coef * th.cat(values, dim=1).abs().mean()
+        batch = len(mean)
+        return PolicyPenalty(
+            weight * divergence.mean(), weight / batch * difference * precision, weight / batch * (ratio - 1.0)
+        )
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         return super()._optimizers() + ([] if self.ent_coef_optimizer is None else [self.ent_coef_optimizer])

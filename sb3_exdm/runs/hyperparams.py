@@ -39,6 +39,9 @@ class Profile:
     :param features_extractor_class: name of the features extractor in :data:`CLASSES`; None for SB3's default
     :param gamma: discount
     :param pretrain_learning_rate: learning rate of SAC, TD3 and DDPG while exploring
+    :param pretrain_batch_size: transitions of a minibatch while exploring
+    :param pretrain_gradient_steps: updates of SAC, TD3 and DDPG per step of all environments while exploring. Exploration is
+        short of updates: four on half the minibatch cover more of a large maze than one, in the same time
     :param ppo_learning_rate: learning rate of PPO
     :param finetune_learning_rate: learning rate while fine-tuning
     :param finetune_tau: Polyak coefficient of the target networks while fine-tuning
@@ -54,6 +57,8 @@ class Profile:
     features_extractor_class: str | None
     gamma: float
     pretrain_learning_rate: float
+    pretrain_batch_size: int
+    pretrain_gradient_steps: int
     ppo_learning_rate: float
     finetune_learning_rate: float
     finetune_tau: float
@@ -68,6 +73,8 @@ _LARGE = Profile(
     features_extractor_class=None,
     gamma=0.99,
     pretrain_learning_rate=5e-4,
+    pretrain_batch_size=256,
+    pretrain_gradient_steps=1,
     ppo_learning_rate=3e-4,
     finetune_learning_rate=5e-4,
     finetune_tau=0.01,
@@ -84,6 +91,8 @@ PROFILES: dict[str, Profile] = {
         features_extractor_class="FourierExtractor",
         gamma=0.98,
         pretrain_learning_rate=1.5e-3,
+        pretrain_batch_size=128,
+        pretrain_gradient_steps=4,
         ppo_learning_rate=1e-3,
         finetune_learning_rate=1e-3,
         finetune_tau=0.02,
@@ -133,12 +142,13 @@ def pretrain_hyperparams(
         "policy": policy_name(observation_space),
         "learning_rate": values.pretrain_learning_rate,
         "gamma": values.gamma,
-        "batch_size": 256,
+        "batch_size": values.pretrain_batch_size,
         "policy_kwargs": _policy_kwargs(values),
     }
     if algo == "ppo":
-        return {**hyperparams, "learning_rate": values.ppo_learning_rate, "n_steps": 256, "ent_coef": 0.01}
-    hyperparams.update(tau=0.01, learning_starts=2000, train_freq=1, gradient_steps=1)
+        own = {"learning_rate": values.ppo_learning_rate, "batch_size": 256, "n_steps": 256, "ent_coef": 0.01}
+        return {**hyperparams, **own}
+    hyperparams.update(tau=0.01, learning_starts=2000, train_freq=1, gradient_steps=values.pretrain_gradient_steps)
     if algo != "ddpg":  # which has one critic by definition
         hyperparams["policy_kwargs"]["n_critics"] = 1
     if algo == "sac":
