@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +20,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.error import ResetNeeded
+import torch as th
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env as gym_check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
@@ -39,13 +43,18 @@ import shimmy  # noqa: E402, F401 - registers its environments
 from dm_control import suite  # noqa: E402
 from dm_control.mujoco import Physics  # noqa: E402
 from dm_control.rl.control import PhysicsError  # noqa: E402
+from dm_control.suite import walker as suite_walker  # noqa: E402
 from dm_control.suite.utils import randomizers  # noqa: E402
+from dm_control.utils.rewards import tolerance  # noqa: E402
 from dm_env import specs  # noqa: E402
 
 from sb3_exdm.envs.control import ControlEnv, ControlVectorEnv, ControlWrapper  # noqa: E402
+from sb3_exdm.envs.control.domain import Readings, linear_tolerance  # noqa: E402
+from sb3_exdm.envs.control.parameters import PARAMETERS, ParameterTable  # noqa: E402
 from sb3_exdm.envs.control.relabel import DOMAINS, RelabelingTask  # noqa: E402
 from sb3_exdm.envs.control.rendering import NO_OPENGL  # noqa: E402
 from sb3_exdm.envs.control.spaces import FlatObservations, ScaledActions  # noqa: E402
+from sb3_exdm.envs.control.threads import ThreadTeam, choose_num_threads  # noqa: E402
 
 WALKER, QUADRUPED, HOPPER = "URLB/walker-walk-v0", "URLB/quadruped-walk-v0", "URLB/hopper-hop-v0"
 JACO = "URLB/jaco-reach_top_left-v0"
@@ -437,19 +446,20 @@ class TestRewards:
     def test_formulas(self, domain):
         envs = {name: made(f"URLB/{domain}-{name}-v0").unwrapped.dm_env for name in FORMULAS[domain]}
         physics = next(iter(envs.values())).physics
-        read, quantities = DOMAINS[domain].reader(physics), np.zeros(DOMAINS[domain].n_quantities)
-        observation = np.zeros(SIZES[domain][0], dtype=np.float32)
+        readings = Readings([DOMAINS[domain].reader(physics)], SIZES[domain][0])
         rng = np.random.RandomState(0)
         rewards: dict[str, list[tuple[float, float]]] = {name: [] for name in envs}
         for _ in range(1000):
             scatter(physics, rng)
-            read(observation, quantities)
+            for target, source in readings.copies(0, 0):
+                target[...] = source
+            observation, quantities = readings.compute()
             for name, env in envs.items():
                 reward = env.task.get_reward(physics)
-                assert DOMAINS[domain].rewards[name](*quantities[:, None]) == reward, name
+                assert DOMAINS[domain].rewards[name](*quantities) == reward, name
                 rewards[name].append((reward, FORMULAS[domain][name](physics.data.ptr)))
             parts = env.task.get_observation(physics)
-            assert (observation == np.concatenate([np.ravel(part) for part in parts.values()], dtype=np.float32)).all()
+            assert (observation[0] == np.concatenate([np.ravel(part) for part in parts.values()], dtype=np.float32)).all()
         for name, pairs in rewards.items():
             computed, expected = np.array(pairs).T
             assert computed == pytest.approx(expected, abs=1e-12), name
@@ -714,6 +724,13 @@ class TestVectorEnv:
         rewards = DOMAINS["walker"].rewards["stand"](heights, 0.0, None, None)
         assert rewards.tolist() == [task.get_reward(Lying(height)) for height in heights]
 
+    @pytest.mark.parametrize(("target", "margin", "lowest"), [(1.0, 0.5, 0.5), (8.0, 4.0, 0.5), (1.0, 2.0, 0.0)])
+    def test_linear_tolerance_is_dm_controls(self, target, margin, lowest):
+        values = np.random.default_rng(0).uniform(target - 3 * margin, target + margin, 10_000)
+        values[:3] = target, target - margin, target - 2 * margin
+        theirs = tolerance(values, (target, np.inf), margin, value_at_margin=lowest, sigmoid="linear")
+        assert_same(linear_tolerance(values, target, margin, lowest), theirs)
+
     @pytest.mark.slow
     def test_same_seed_same_trajectory(self):
         first, second = (gym.make_vec(QUADRUPED, num_envs=2, max_episode_steps=8) for _ in range(2))
@@ -755,11 +772,227 @@ class TestVectorEnv:
             ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
             ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, got 0"),
             ({"autoreset_mode": "never"}, "never"),
+            ({"num_threads": 0}, "num_threads must be an integer of at least 1, or None, got 0"),
+            ({"num_threads": 1.5}, "num_threads must be an integer of at least 1, or None, got 1.5"),
+            ({"parameter_scales": {"mass": [2.0]}}, "no parameter 'mass'; choose from body_mass, body_inertia"),
         ],
     )
     def test_bad_arguments(self, changes, message):
         with pytest.raises(ValueError, match=message):
             ControlVectorEnv(**{"domain": "hopper", "task": "hop", **changes})
+
+
+class TestThreads:
+    @all_domains
+    def test_do_not_change_results(self, domain):
+        name = next(iter(FORMULAS[domain]))
+        shared, alone = (
+            ControlVectorEnv(4, 7, domain=domain, task=name, autoreset_mode=AutoresetMode.SAME_STEP, num_threads=n)
+            for n in (3, 1)
+        )
+        assert shared.num_threads == 3 and alone.num_threads == 1
+        singles = [gym.make(f"URLB/{domain}-{name}-v0", max_episode_steps=7) for _ in range(4)]
+        start = [env.reset(seed=4 + i)[0] for i, env in enumerate(singles)]
+        assert shared.reset(seed=4)[0].tolist() == alone.reset(seed=4)[0].tolist() == np.array(start).tolist()
+        for actions in random_actions(20, *shared.action_space.shape):
+            (*arrays, infos), (*arrays_, infos_) = shared.step(actions), alone.step(actions)
+            for mine, other in zip(arrays, arrays_, strict=True):
+                assert_same(mine, other)
+            assert infos.keys() == infos_.keys()
+            for i, (env, action) in enumerate(zip(singles, actions, strict=True)):
+                observation, reward, _, truncated, _ = env.step(action)
+                assert reward == arrays[1][i] and truncated == arrays[3][i]
+                if truncated:
+                    assert_same(infos["final_obs"][i], observation)
+                    observation, _ = env.reset()
+                assert_same(arrays[0][i], observation)
+
+    @pytest.mark.parametrize(("n_cpus", "num_envs", "chosen"), [(1, 8, 1), (2, 8, 2), (16, 8, 4), (2, 1, 1), (2, 3, 1)])
+    def test_default_number(self, monkeypatch, n_cpus, num_envs, chosen):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(n_cpus)), raising=False)
+        monkeypatch.setattr(th, "get_num_threads", lambda: 64)
+        assert choose_num_threads(num_envs) == chosen
+        monkeypatch.delattr(os, "sched_getaffinity")
+        monkeypatch.setattr(os, "cpu_count", lambda: n_cpus)
+        assert choose_num_threads(num_envs) == chosen
+        monkeypatch.setattr(th, "get_num_threads", lambda: 1)  # as in runs side by side
+        assert choose_num_threads(num_envs) == 1
+
+    def test_no_more_than_envs(self):
+        assert ControlVectorEnv(2, domain="hopper", task="hop", num_threads=np.int64(5)).num_threads == 2
+
+    @pytest.mark.parametrize("unstable", [0, 3])
+    def test_an_unstable_simulation(self, unstable):
+        envs = ControlVectorEnv(4, domain="hopper", task="hop", num_threads=2)
+        still = np.zeros((4, 4))
+        envs.reset(seed=0)
+        envs._envs[unstable].physics.data.qvel[:] = 1e10
+        with pytest.raises(PhysicsError, match=f"sub-env {unstable} became unstable"):
+            envs.step(still)
+        envs.reset(seed=0)
+        assert np.isfinite(envs.step(still)[0]).all()
+
+    @pytest.mark.parametrize("num_threads", [1, 2, 4])
+    def test_errors_are_raised_when_no_call_is_in_progress(self, num_threads):
+        team = ThreadTeam(num_threads)
+        begun, ended = [], []
+
+        def work(item: int) -> None:
+            begun.append(item)
+            if item == 2:
+                raise KeyError(item)
+            time.sleep(0.005)
+            ended.append(item)
+
+        with pytest.raises(KeyError):
+            team.run(work, range(6))
+        assert sorted(begun) == sorted([*ended, 2])
+        done: list[int] = []
+        team.run(done.append, range(50))  # the team goes on working
+        assert sorted(done) == list(range(50))
+        team.close()
+
+    def test_close_stops_them(self):
+        before = threading.active_count()
+        envs = ControlVectorEnv(6, domain="hopper", task="hop", num_threads=3)
+        envs.reset(seed=0)
+        envs.step(np.zeros((6, 4)))
+        assert threading.active_count() > before
+        envs.close()
+        assert threading.active_count() == before
+        with pytest.raises(ClosedEnvironmentError):
+            envs.step(np.zeros((6, 4)))
+
+    def test_envs_that_are_not_closed(self):
+        before = threading.active_count()
+        envs = ControlVectorEnv(4, domain="hopper", task="hop", num_threads=2)
+        envs.reset(seed=0)
+        envs.step(np.zeros((4, 4)))
+        del envs
+        gc.collect()
+        deadline = time.monotonic() + 5.0
+        while threading.active_count() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() == before
+
+
+SCALES = {
+    "body_mass": 1.5,
+    "body_inertia": 1.2,
+    "dof_damping": 0.5,
+    "geom_friction": 0.7,
+    "actuator_gear": 0.8,
+    "gravity": 0.6,
+}
+
+
+class TestParameters:
+    @all_domains
+    def test_are_those_of_the_single_env(self, domain):
+        env_id = f"URLB/{domain}-{next(iter(FORMULAS[domain]))}-v0"
+        factors = np.array([1.0, 0.8, 1.3])
+        scales = {name: scale * factors for name, scale in SCALES.items()}
+        envs: Any = gym.make_vec(
+            env_id, num_envs=3, max_episode_steps=6, parameter_scales=scales, autoreset_mode=AutoresetMode.SAME_STEP
+        )
+        singles: list[Any] = [
+            gym.make(env_id, max_episode_steps=6, parameter_scales={name: value[i] for name, value in scales.items()})
+            for i in range(3)
+        ]
+        observations = envs.reset(seed=0)[0]
+        for i, env in enumerate(singles):
+            assert_same(env.reset(seed=i)[0], observations[i])
+        for step, actions in enumerate(random_actions(15, *envs.action_space.shape)):
+            if step == 8:  # also within an episode
+                envs.set_parameters({"dof_damping": 2 * envs.parameters["dof_damping"]})
+                for env in singles:
+                    env.unwrapped.set_parameters({"dof_damping": 2 * env.unwrapped.parameters["dof_damping"]})
+            observations, rewards, _, truncations, _ = envs.step(actions)
+            for i, env in enumerate(singles):
+                observation, reward, _, truncated, _ = env.step(actions[i])
+                assert reward == rewards[i] and truncated == truncations[i]
+                assert_same(env.reset()[0] if truncated else observation, observations[i])
+        for i, env in enumerate(singles):
+            assert {name: value[i].tolist() for name, value in envs.parameters.items()} == {
+                name: value.tolist() for name, value in env.unwrapped.parameters.items()
+            }
+
+    @all_domains
+    def test_factors_of_one_change_nothing(self, domain):
+        name = next(iter(FORMULAS[domain]))
+        scaled, plain = (
+            ControlVectorEnv(2, domain=domain, task=name, parameter_scales=scales)
+            for scales in (dict.fromkeys(PARAMETERS, np.ones(2)), None)
+        )
+        assert_same(scaled.reset(seed=0)[0], plain.reset(seed=0)[0])
+        for actions in random_actions(10, *plain.action_space.shape):
+            assert_same(scaled.step(actions)[0], plain.step(actions)[0])
+        plain.set_parameters(plain.parameters)  # in the middle of an episode
+        for actions in random_actions(10, *plain.action_space.shape):
+            assert_same(scaled.step(actions)[0], plain.step(actions)[0])
+
+    def test_derived_constants_are_those_of_a_compiled_model(self):
+        xml, assets = suite_walker.get_model_and_assets()
+        spec = mujoco.MjSpec.from_string(xml.decode(), include=assets)
+        for geom in spec.geoms:
+            geom.density *= 2.0
+        compiled = spec.compile()
+        env: Any = ControlEnv("walker", "walk", parameter_scales={"body_mass": 2.0, "body_inertia": 2.0})
+        model = env.dm_env.physics.model
+        for name in ("body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_invweight0", "dof_M0"):
+            np.testing.assert_allclose(getattr(model, name), getattr(compiled, name), rtol=1e-12)
+
+    def test_gravity_acts_at_once(self):
+        env: Any = ControlEnv("walker", "walk")
+        env.reset(seed=0)
+        data = env.dm_env.physics.data
+        data.qpos[:], data.qvel[:] = 0.0, 0.0
+        data.qpos[env.dm_env.physics.model.name2id("rootz", "joint")] = 5.0  # in the air
+        env.set_parameters({"gravity": [0.0, 0.0, -1.0]})
+        env.step(np.zeros(6))
+        center = env.dm_env.physics.named.data.sensordata["torso_subtreelinvel"]
+        assert center[2] == pytest.approx(-0.025, rel=0.01)
+
+    def test_shapes_of_factors(self):
+        table = ParameterTable([DOMAINS["hopper"].make("hop").physics for _ in range(2)])
+        before = table.read()
+        shape = before["geom_friction"].shape
+        for factors in (np.array([1.0, 2.0]), np.full(shape[:2], 2.0), np.full(shape, 3.0)):
+            table.scale({"geom_friction": factors})
+            expected = before["geom_friction"] * factors.reshape(factors.shape + (1,) * (3 - factors.ndim))
+            assert_same(table.read()["geom_friction"], expected)
+            table.set(before)
+        for bad in (2.0, np.ones(3), np.ones((2, shape[1] + 1)), np.ones((*shape, 1))):
+            with pytest.raises(ValueError, match=rf"Factors of geom_friction must have the shape \(2, {shape[1]}, 3\)"):
+                table.scale({"geom_friction": bad})
+
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("mass", 1.0, "There is no parameter 'mass'; choose from body_mass"),
+            ("gravity", np.nan, "gravity must be finite"),
+            ("dof_damping", -1.0, "dof_damping must not be negative, got -1"),
+            ("body_mass", 0.0, "body_mass must be positive for all bodies but the world"),
+            ("jnt_stiffness", None, r"jnt_stiffness must have the shape \(2, 7\), got \(2,\)"),
+        ],
+    )
+    def test_bad_values(self, envs, name, change, message):
+        before = envs.parameters
+        values = np.ones(2) if change is None else np.full(before.get(name, np.ones(2)).shape, change)
+        with pytest.raises(ValueError, match=message):
+            envs.set_parameters({"dof_armature": 2 * before["dof_armature"], name: values})
+        for key, value in envs.parameters.items():
+            assert_same(value, before[key])
+
+    def test_copies_and_the_jaco(self):
+        env: Any = gym.make(HOPPER, parameter_scales={"body_mass": 1.5})
+        copied: Any = pickle.loads(pickle.dumps(env.unwrapped))
+        assert_same(copied.parameters["body_mass"], env.unwrapped.parameters["body_mass"])
+        read = env.unwrapped.parameters["body_mass"]
+        read[:] = 100.0
+        assert_same(copied.parameters["body_mass"], env.unwrapped.parameters["body_mass"])
+        with pytest.raises(ValueError, match="parameters of the jaco are fixed"):
+            made(JACO).unwrapped.set_parameters({"body_mass": 1.0})
 
 
 @pytest.fixture(scope="class")

@@ -227,9 +227,11 @@ def test_updates_are_made(monkeypatch):
 def test_control_table(monkeypatch):
     pytest.importorskip("dm_control")
     monkeypatch.setattr(throughput, "ROBOTS", ["URLB/hopper-hop-v0"])
-    monkeypatch.setattr(throughput, "N_ROBOTS", 2)
+    monkeypatch.setattr(throughput, "N_ROBOTS", 4)
+    monkeypatch.setattr("sb3_exdm.envs.control.vector_env.choose_num_threads", lambda num_envs: 2)
     table = throughput.control_table(rounds=2, steps=60)
-    assert list(table.columns) == ["dm_control, steps/s", "gym.make", "gym.make_vec, 2 envs"]
+    vectorized = ["gym.make_vec, 4 envs, 1 thread", "gym.make_vec, 4 envs, 2 threads"]
+    assert list(table.columns) == ["dm_control, steps/s", "gym.make", *vectorized]
     speed, *ratios = table.loc["URLB/hopper-hop-v0"]
     assert float(speed.replace(",", "")) > 100
     assert all(0.1 < float(ratio.removesuffix(" x")) < 10 for ratio in ratios)

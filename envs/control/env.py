@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
+from numpy.typing import ArrayLike
 from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
 from . import hopper, jaco, quadruped, walker
+from .parameters import ParameterTable
 from .relabel import DOMAINS, RelabelingTask
 from .rendering import needs_opengl
 from .spaces import FlatObservations, ScaledActions
@@ -80,15 +83,17 @@ class ControlWrapper(gym.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
 class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
     """
     Task of URLB. ``gym.make("URLB/walker-flip-v0")`` makes one with its time limit. Copies and pickles are new environments of
-    the same task.
+    the same task, with the parameters of the constructor.
 
     :param domain: name of the domain, a key of :data:`MAKERS`
     :param task: name of the task
     :param render_mode: ``"rgb_array"`` or None
+    :param parameter_scales: factors of physical parameters, by name (see
+        :data:`~sb3_exdm.envs.control.parameters.PARAMETERS`): a number, or an array with the first axes of the parameter
     :param width: width of images, in pixels
     :param height: height of images, in pixels
     :param camera_id: number or name of the camera
-    :raises ValueError: for an unknown ``render_mode``
+    :raises ValueError: for an unknown ``render_mode``, or parameters that are unknown, impossible, or of the jaco
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - declared so by Gymnasium
@@ -99,17 +104,22 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         task: str,
         render_mode: str | None = None,
         *,
+        parameter_scales: Mapping[str, ArrayLike] | None = None,
         width: int = 320,
         height: int = 240,
         camera_id: int | str = 0,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}.")
-        EzPickle.__init__(self, domain, task, render_mode, width=width, height=height, camera_id=camera_id)
         render_kwargs = {"width": width, "height": height, "camera_id": camera_id}
+        EzPickle.__init__(self, domain, task, render_mode, parameter_scales=parameter_scales, **render_kwargs)
         self._dm_env: Any = MAKERS[domain](task)
+        self._parameters: ParameterTable | None = None
         if domain in DOMAINS:
             self.task = RelabelingTask(domain, task)
+            self._parameters = ParameterTable([self._dm_env.physics])
+        if parameter_scales:
+            self._parameter_table().scale({name: np.asarray(factor)[None] for name, factor in parameter_scales.items()})
         self._env = ControlWrapper(DmControlCompatibilityV0(self._dm_env, render_mode, render_kwargs))
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
@@ -121,6 +131,30 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
     def dm_env(self) -> Any:
         """Environment of dm_control, with ``physics`` and ``task``."""
         return self._dm_env
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """
+        Copies of the physical parameters, by the names of :data:`~sb3_exdm.envs.control.parameters.PARAMETERS`.
+
+        :raises ValueError: for the jaco
+        """
+        return {name: value[0] for name, value in self._parameter_table().read().items()}
+
+    def set_parameters(self, values: Mapping[str, ArrayLike]) -> None:
+        """
+        Set physical parameters, from the next step on. They stay over resets. Positions and velocities do not change.
+        ``task`` goes on relabeling with the parameters of the original robot.
+
+        :param values: new values of some :attr:`parameters`
+        :raises ValueError: for an unknown name, another shape or an impossible value (then nothing is changed), or the jaco
+        """
+        self._parameter_table().set({name: np.asarray(value)[None] for name, value in values.items()})
+
+    def _parameter_table(self) -> ParameterTable:
+        if self._parameters is None:
+            raise ValueError("The parameters of the jaco are fixed: dm_control builds its model anew in every episode.")
+        return self._parameters
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from dm_control.rl.control import Environment
 from dm_control.suite import hopper
 from dm_control.utils.rewards import tolerance
 
-from .domain import Reader, VectorizedDomain, quantities_of_states
+from .domain import Reader, VectorizedDomain, linear_tolerance, quantities_of_states
 
 STAND_HEIGHTS = (0.6, 2.0)
 """Range of the height of the torso above the foot in which the hopper stands, m."""
@@ -29,7 +30,7 @@ def hop_reward(height: Any, speed: Any) -> Any:
     :param speed: forward speed, m/s
     :return: reward, from 0 to 1
     """
-    hopping = tolerance(speed, bounds=(HOP_SPEED, np.inf), margin=HOP_SPEED / 2, value_at_margin=0.5, sigmoid="linear")
+    hopping = linear_tolerance(speed, HOP_SPEED, margin=HOP_SPEED / 2, value_at_margin=0.5)
     return tolerance(height, STAND_HEIGHTS) * hopping
 
 
@@ -97,15 +98,23 @@ def reader(physics: Physics) -> Reader:
     speed = model.sensor_adr[model.name2id("torso_subtreelinvel", "sensor")]
     touch = model.sensor_adr[[model.name2id(name, "sensor") for name in ("touch_toe", "touch_heel")]]
     n_positions, n_moving = model.nq - 1, model.nq - 1 + model.nv
-    qpos, qvel, centers, sensors, momenta = data.qpos, data.qvel, data.xipos, data.sensordata, data.subtree_angmom
+    views = {
+        "positions": data.qpos[1:],
+        "velocities": data.qvel,
+        "sensors": data.sensordata,
+        "torso": data.xipos[torso, 2, ...],
+        "foot": data.xipos[foot, 2, ...],
+        "momentum": data.subtree_angmom[torso, 1, ...],
+    }
 
-    def read(observation: np.ndarray, quantities: np.ndarray) -> None:
-        observation[:n_positions] = qpos[1:]
-        observation[n_positions:n_moving] = qvel
-        observation[n_moving:] = np.log1p(sensors[touch])
-        quantities[:] = centers[torso, 2] - centers[foot, 2], sensors[speed], momenta[torso, 1]
+    def compute(values: Mapping[str, np.ndarray], observations: np.ndarray) -> Sequence[np.ndarray]:
+        sensors = values["sensors"]
+        observations[:, :n_positions] = values["positions"]
+        observations[:, n_positions:n_moving] = values["velocities"]
+        observations[:, n_moving:] = np.log1p(sensors.take(touch, axis=1))
+        return values["torso"] - values["foot"], sensors[:, speed], values["momentum"]
 
-    return read
+    return Reader(views, compute)
 
 
 def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
@@ -119,7 +128,6 @@ def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
 DOMAIN = VectorizedDomain(
     make,
     reader,
-    n_quantities=3,
     infer_quantities=infer_quantities,
     rewards={
         "hop": lambda height, speed, momentum: hop_reward(height, speed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,8 @@ from dm_control.mujoco import Physics
 from dm_control.mujoco.wrapper.mjbindings import enums
 from dm_control.rl.control import Environment
 from dm_control.suite import common, quadruped
-from dm_control.utils.rewards import tolerance
 
-from .domain import Reader, VectorizedDomain
+from .domain import Reader, VectorizedDomain, linear_tolerance
 
 SPEEDS = {"walk": 0.5, "run": 5.0}
 """Forward speed at which the reward of a task is 1, m/s."""
@@ -29,7 +29,7 @@ def stand_reward(upright: Any) -> Any:
     :param upright: cosine of the angle between the torso and the vertical
     :return: reward, from 0 to 1
     """
-    return tolerance(upright, bounds=(1.0, np.inf), margin=2.0, value_at_margin=0.0, sigmoid="linear")
+    return linear_tolerance(upright, 1.0, margin=2.0, value_at_margin=0.0)
 
 
 def move_reward(upright: Any, speed: Any, target: float) -> Any:
@@ -41,7 +41,7 @@ def move_reward(upright: Any, speed: Any, target: float) -> Any:
     :param target: speed at which the reward is 1, m/s
     :return: reward, from 0 to 1
     """
-    moving = tolerance(speed, bounds=(target, np.inf), margin=target, value_at_margin=0.5, sigmoid="linear")
+    moving = linear_tolerance(speed, target, margin=target, value_at_margin=0.5)
     return stand_reward(upright) * moving
 
 
@@ -53,7 +53,7 @@ def jump_reward(upright: Any, height: Any) -> Any:
     :param height: height of the center of mass, m
     :return: reward, from 0 to 1
     """
-    high = tolerance(height, bounds=(JUMP_HEIGHT, np.inf), margin=JUMP_HEIGHT, value_at_margin=0.5, sigmoid="linear")
+    high = linear_tolerance(height, JUMP_HEIGHT, margin=JUMP_HEIGHT, value_at_margin=0.5)
     return stand_reward(upright) * high
 
 
@@ -94,21 +94,28 @@ def reader(physics: Physics) -> Reader:
     velocimeter = _sensor_rows(physics, enums.mjtSensor.mjSENS_VELOCIMETER)
     imu = _sensor_rows(physics, enums.mjtSensor.mjSENS_GYRO, enums.mjtSensor.mjSENS_ACCELEROMETER)
     forces = _sensor_rows(physics, enums.mjtSensor.mjSENS_FORCE, enums.mjtSensor.mjSENS_TORQUE)
-    ends = np.cumsum([hinges.size, hinges.size, model.na, 3, 1, imu.size])
-    qpos, qvel, act, xmat, com, sensors = data.qpos, data.qvel, data.act, data.xmat, data.subtree_com, data.sensordata
+    ends = np.cumsum([hinges.size, hinges.size, model.na, 3, 1, imu.size]).tolist()
+    views = {
+        "qpos": data.qpos,
+        "qvel": data.qvel,
+        "act": data.act,
+        "sensors": data.sensordata,
+        "upright": data.xmat[torso, 8, ...],
+        "height": data.subtree_com[torso, 2, ...],
+    }
 
-    def read(observation: np.ndarray, quantities: np.ndarray) -> None:
-        upright = xmat[torso, 8]
-        observation[: ends[0]] = qpos[angles]
-        observation[ends[0] : ends[1]] = qvel[rates]
-        observation[ends[1] : ends[2]] = act
-        observation[ends[2] : ends[3]] = sensors[velocimeter]
-        observation[ends[3]] = upright
-        observation[ends[4] : ends[5]] = sensors[imu]
-        observation[ends[5] :] = np.arcsinh(sensors[forces])
-        quantities[:] = upright, sensors[velocimeter[0]], com[torso, 2]
+    def compute(values: Mapping[str, np.ndarray], observations: np.ndarray) -> Sequence[np.ndarray]:
+        sensors, upright = values["sensors"], values["upright"]
+        observations[:, : ends[0]] = values["qpos"].take(angles, axis=1)
+        observations[:, ends[0] : ends[1]] = values["qvel"].take(rates, axis=1)
+        observations[:, ends[1] : ends[2]] = values["act"]
+        observations[:, ends[2] : ends[3]] = sensors.take(velocimeter, axis=1)
+        observations[:, ends[3]] = upright
+        observations[:, ends[4] : ends[5]] = sensors.take(imu, axis=1)
+        observations[:, ends[5] :] = np.arcsinh(sensors.take(forces, axis=1))
+        return upright, sensors[:, velocimeter[0]], values["height"]
 
-    return read
+    return Reader(views, compute)
 
 
 def _sensor_rows(physics: Physics, *types: int) -> np.ndarray:
@@ -129,7 +136,6 @@ def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
 DOMAIN = VectorizedDomain(
     make,
     reader,
-    n_quantities=3,
     infer_quantities=infer_quantities,
     rewards={
         "stand": lambda upright, speed, height: stand_reward(upright),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mujoco
@@ -10,9 +11,8 @@ from dm_control.mujoco import Physics
 from dm_control.mujoco.wrapper.mjbindings import enums
 from dm_control.rl.control import Environment
 from dm_control.suite import walker
-from dm_control.utils.rewards import tolerance
 
-from .domain import Reader, VectorizedDomain, quantities_of_states
+from .domain import Reader, VectorizedDomain, linear_tolerance, quantities_of_states
 
 STAND_HEIGHT = 1.2
 """Height of the torso from which the walker stands, m."""
@@ -57,7 +57,7 @@ def move_reward(height: Any, upright: Any, speed: Any, target: float) -> Any:
     :param target: speed at which the reward is 1, m/s
     :return: reward, from 0 to 1
     """
-    moving = tolerance(speed, bounds=(target, np.inf), margin=target / 2, value_at_margin=0.5, sigmoid="linear")
+    moving = linear_tolerance(speed, target, margin=target / 2, value_at_margin=0.5)
     return stand_reward(height, upright) * (5 * moving + 1) / 6
 
 
@@ -98,16 +98,24 @@ def reader(physics: Physics) -> Reader:
     model, data = physics.model, physics.data
     torso = model.name2id("torso", "body")
     speed = model.sensor_adr[model.name2id("torso_subtreelinvel", "sensor")]
-    orientations, xmat, xpos = data.xmat[1:, [0, 2]].size, data.xmat, data.xpos
-    velocities, sensors, momenta = data.qvel, data.sensordata, data.subtree_angmom
+    n_links = model.nbody - 1
+    views = {
+        "orientations": data.xmat[1:],  # (n_links, 9)
+        "height": data.xpos[torso, 2, ...],
+        "velocities": data.qvel,
+        "speed": data.sensordata[speed, ...],
+        "momentum": data.subtree_angmom[torso, 1, ...],
+    }
 
-    def read(observation: np.ndarray, quantities: np.ndarray) -> None:
-        observation[:orientations] = xmat[1:, 0:3:2].ravel()  # xx and xz
-        observation[orientations] = xpos[torso, 2]
-        observation[orientations + 1 :] = velocities
-        quantities[:] = xpos[torso, 2], xmat[torso, 8], sensors[speed], momenta[torso, 1]
+    def compute(values: Mapping[str, np.ndarray], observations: np.ndarray) -> Sequence[np.ndarray]:
+        orientations, height = values["orientations"], values["height"]
+        observations[:, 0 : 2 * n_links : 2] = orientations[:, :, 0]  # xx
+        observations[:, 1 : 2 * n_links : 2] = orientations[:, :, 2]  # xz
+        observations[:, 2 * n_links] = height
+        observations[:, 2 * n_links + 1 :] = values["velocities"]
+        return height, orientations[:, torso - 1, 8], values["speed"], values["momentum"]
 
-    return read
+    return Reader(views, compute)
 
 
 def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
@@ -137,7 +145,6 @@ def infer_quantities(physics: Physics, observations: np.ndarray) -> np.ndarray:
 DOMAIN = VectorizedDomain(
     make,
     reader,
-    n_quantities=4,
     infer_quantities=infer_quantities,
     rewards={
         "stand": lambda height, upright, speed, momentum: stand_reward(height, upright),

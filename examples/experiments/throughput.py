@@ -1,5 +1,6 @@
 """
-Speed of the mazes, the wrappers under PPO, the reward in pre-training, acting and fine-tuning, and the robots. On one thread.
+Speed of the mazes, the wrappers under PPO, the reward in pre-training, acting and fine-tuning, and the robots. On one thread,
+except the vectorized robots, which are also measured on several.
 
 What is compared takes turns, so that other programs slow both alike. Everything takes about eight minutes.
 
@@ -81,7 +82,7 @@ def measure(
             acting_table(10 * repeats),
         ),
         "control": lambda: (
-            f"Robots over dm_control's own step, steps of all {N_ROBOTS} copies, processor time, median of {repeats}:",
+            f"Robots over dm_control's own step, steps of all {N_ROBOTS} copies, elapsed time, median of {repeats}:",
             control_table(repeats),
         ),
     }
@@ -94,7 +95,7 @@ def measure(
             report += [title, markdown_table(table)]
     finally:
         th.set_num_threads(n_threads)
-    text = "\n\n".join(["One thread.", *report])
+    text = "\n\n".join(["One thread, unless stated.", *report])
     if out is not None:
         write_text(out / "throughput.md", text)
     return text
@@ -338,8 +339,9 @@ def _filled(policy: str, make_env: Callable[[], gym.Env]) -> SAC:
 
 def control_table(rounds: int, steps: int = 1000) -> pd.DataFrame:
     """
-    Robots behind Gymnasium's interface, one by one and in one process, over dm_control's own ``step``. All take the same
-    actions from the same starts, so that MuJoCo computes the same.
+    Robots behind Gymnasium's interface, one by one and vectorized, with one thread and with the number of threads chosen by
+    default, over dm_control's own ``step``. All take the same actions from the same starts, so that MuJoCo computes the same.
+    Threads need CPUs that are idle: other programs falsify the comparison.
 
     :param rounds: number of measurements, of which the median counts
     :param steps: steps of each copy in a round, an episode by default; the next episode starts within the steps
@@ -350,28 +352,32 @@ def control_table(rounds: int, steps: int = 1000) -> pd.DataFrame:
     cells = {}
     for env_id in ROBOTS:
         seconds = _control_seconds(env_id, rounds, steps)
-        ratios = np.median(seconds[:, :1] / seconds, axis=0)
+        speed = np.median(N_ROBOTS * steps / seconds["dm_control"])
+        ratios = {name: np.median(seconds["dm_control"] / own) for name, own in seconds.items() if name != "dm_control"}
         cells[env_id] = {
-            "dm_control, steps/s": f"{np.median(N_ROBOTS * steps / seconds[:, 0]):,.0f}",
-            "gym.make": f"{ratios[1]:.2f} x",
-            f"gym.make_vec, {N_ROBOTS} envs": f"{ratios[2]:.2f} x",
+            "dm_control, steps/s": f"{speed:,.0f}",
+            **{name: f"{ratio:.2f} x" for name, ratio in ratios.items()},
         }
     return pd.DataFrame(cells).T.rename_axis("robot")
 
 
-def _control_seconds(env_id: str, rounds: int, steps: int) -> np.ndarray:
-    """Processor time of dm_control, ``gym.make`` and ``gym.make_vec`` in each round, ``(rounds, 3)``."""
+def _control_seconds(env_id: str, rounds: int, steps: int) -> dict[str, np.ndarray]:
+    """Elapsed time of each way of stepping in each round, ``(rounds,)``."""
     n_actions = gym.make(env_id).action_space.shape or ()  # first, as it checks the installation and chooses the renderer
-    steppers = [_dm_control(env_id, steps), _single(env_id, steps), _vectorized(env_id, steps)]
+    steppers = {"dm_control": _dm_control(env_id, steps), "gym.make": _single(env_id, steps)}
+    for wanted in (1, None):
+        stepper, n_threads = _vectorized(env_id, steps, wanted)
+        threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
+        steppers[f"gym.make_vec, {N_ROBOTS} envs, {threads}"] = stepper
     rng = np.random.default_rng(0)
-    seconds = np.zeros((rounds, len(steppers)))
-    for spent in seconds:
+    seconds = {name: np.zeros(rounds) for name in steppers}
+    for i in range(rounds):
         actions = rng.uniform(-1.0, 1.0, (steps, N_ROBOTS, *n_actions)).astype(np.float32)
         for first in range(0, steps, TURN):
-            for i, stepper in enumerate(steppers):
-                start = time.process_time()
+            for name, stepper in steppers.items():
+                start = time.perf_counter()
                 stepper(actions[first : first + TURN])
-                spent[i] += time.process_time() - start
+                seconds[name][i] += time.perf_counter() - start
     return seconds
 
 
@@ -412,15 +418,22 @@ def _single(env_id: str, steps: int) -> Stepper:
     return step
 
 
-def _vectorized(env_id: str, steps: int) -> Stepper:
-    envs = gym.make_vec(env_id, num_envs=N_ROBOTS, max_episode_steps=steps, autoreset_mode=AutoresetMode.SAME_STEP)
+def _vectorized(env_id: str, steps: int, num_threads: int | None) -> tuple[Stepper, int]:
+    """Way of stepping, and its number of threads."""
+    envs: Any = gym.make_vec(
+        env_id,
+        num_envs=N_ROBOTS,
+        max_episode_steps=steps,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        num_threads=num_threads,
+    )
     envs.reset(seed=0)
 
     def step(actions: np.ndarray) -> None:
         for together in actions:
             envs.step(together)
 
-    return step
+    return step, envs.num_threads
 
 
 if __name__ == "__main__":
