@@ -141,20 +141,24 @@ class FusedSAC(SAC):
         if networks is None:
             return False
         # The mode matters to dropout and batch norm alone, which the networks do not have.
-        self._update_learning_rate([optimizer.optimizer for optimizer in networks.optimizers])
+        self._update_learning_rate([flat.optimizers[0] for flat in networks.optimizers])
         losses = []
         with th.inference_mode():
             for gradient_step, samples in enumerate(self._minibatches(gradient_steps, batch_size)):
-                losses.append(self._update(samples, networks, critic_only))
+                losses.append(self._update(samples, self._draw_noise(batch_size, critic_only), networks, critic_only))
                 if gradient_step % self.target_update_interval == 0:
-                    networks.target.values.lerp_(networks.critic_optimizer.values, self.tau)
-        self._n_updates += gradient_steps
+                    networks.update_target(self.tau)
+        self._log_updates(losses)
+        return True
+
+    def _log_updates(self, losses: list[dict[str, th.Tensor]]) -> None:
+        """Count and log updates; their losses are read once, after all of them."""
+        self._n_updates += len(losses)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if losses:
-            means = th.stack([th.stack(list(loss.values())) for loss in losses]).mean(dim=0).tolist()  # read once
-            for name, mean in zip(losses[0], means, strict=True):
+            means = th.stack([th.cat([value.flatten() for value in loss.values()]) for loss in losses]).mean(dim=0)
+            for name, mean in zip(losses[0], means.tolist(), strict=True):
                 self.logger.record(f"train/{name}", mean)
-        return True
 
     def _minibatches(self, n_minibatches: int, batch_size: int) -> Iterable[Any]:
         """Draw minibatches, together where the replay buffer can."""
@@ -163,61 +167,73 @@ class FusedSAC(SAC):
             return buffer.sample_minibatches(n_minibatches, batch_size, self._vec_normalize_env)
         return (buffer.sample(batch_size, env=self._vec_normalize_env) for _ in range(n_minibatches))
 
-    def _update(self, samples: ReplayBufferSamples, networks: "_Networks", critic_only: bool = False) -> dict[str, th.Tensor]:
-        """One update on a minibatch; returns what to log, as tensors."""
-        batch, action_dim = samples.actions.shape
+    def _draw_noise(self, batch_size: int, critic_only: bool = False) -> th.Tensor:
+        """Draw the noise of an update as Stable-Baselines3 does, ``(2 * batch, action_dim)``, half as much for the critic."""
+        dim = int(np.prod(self.action_space.shape))  # type: ignore[arg-type]
+        parts = [th.empty(batch_size, dim, device=self.device).normal_() for _ in range(1 if critic_only else 2)]
+        return th.cat(parts)
+
+    def _update(
+        self, samples: ReplayBufferSamples, noise: th.Tensor, networks: "_Networks", critic_only: bool = False
+    ) -> dict[str, th.Tensor]:
+        """
+        Do one update on a minibatch; stacked networks have a further first axis in all arrays.
+
+        :param samples: transitions, ``(batch, ...)``
+        :param noise: from :meth:`_draw_noise`
+        :param networks: networks to update
+        :param critic_only: update critics alone
+        :return: what to log, scalars
+        """
+        batch = samples.actions.shape[-2]
         discounts = self.gamma if samples.discounts is None else samples.discounts
         # Rows of the minibatch first, then those of the next observations: one pass of the actor serves both.
-        features = networks.features(th.cat([samples.observations, samples.next_observations]).float())
-        acted = features[batch:] if critic_only else features
-        noise = features.new_empty(len(acted), action_dim)
-        for part in noise.split(batch):  # in the order of Stable-Baselines3
-            part.normal_()
-        policy = _PolicyPass(networks, acted, noise)
-        log_prob, next_log_prob = policy.log_prob[:batch], policy.log_prob[-batch:]  # (batch, 1) each
-        next_actions = policy.actions[-batch:]  # (batch, action_dim)
+        features = networks.features(th.cat([samples.observations, samples.next_observations], dim=-2).float())
+        present, following = features[..., :batch, :], features[..., batch:, :]  # (batch, features_dim) each
+        policy = _PolicyPass(networks, following if critic_only else features, noise)
+        log_prob, next_log_prob = policy.log_prob[..., :batch, :], policy.log_prob[..., -batch:, :]  # (batch, 1) each
         losses: dict[str, th.Tensor] = {}
 
         # Entropy coefficient: the gradient of -log_alpha * mean(log_prob + target_entropy).
-        if networks.ent_coef_optimizer is None:
+        if networks.log_ent_coef is None:
             ent_coef = self.ent_coef_tensor
         elif critic_only:
-            ent_coef = networks.ent_coef_optimizer.values.exp()
+            ent_coef = networks.log_ent_coef.exp()
         else:
-            log_ent_coef, optimizer = networks.ent_coef_optimizer.values, networks.ent_coef_optimizer  # (1,)
-            ent_coef = log_ent_coef.exp()
-            excess = log_prob.mean() + self.target_entropy
-            losses["ent_coef_loss"] = -(log_ent_coef * excess).squeeze()
-            optimizer.gradient.copy_(excess).neg_()
+            ent_coef = networks.log_ent_coef.exp()  # (1, 1) or (n_networks, 1, 1)
+            excess = log_prob.mean(dim=-2, keepdim=True) + float(self.target_entropy)
+            losses["ent_coef_loss"] = -(networks.log_ent_coef * excess)
+            optimizer = networks.optimizers[-1]
+            optimizer.gradient.copy_(excess.flatten()).neg_()
             optimizer.step()
-        losses["ent_coef"] = ent_coef.squeeze()
+        losses["ent_coef"] = ent_coef
 
         # Critics: 0.5 * sum_k mean (Q_k - y)^2.
-        next_inputs = th.cat([features[batch:], next_actions], dim=1)
+        next_inputs = th.cat([following, policy.actions[..., -batch:, :]], dim=-1)
         next_values = _smallest([critic.forward(next_inputs).result for critic in networks.targets])[0]  # (batch, 1)
         next_values -= ent_coef * next_log_prob
         targets = samples.rewards + (1 - samples.dones) * discounts * next_values  # (batch, 1)
-        inputs = th.cat([features[:batch], samples.actions], dim=1)
-        critic_loss = targets.new_zeros(())
+        inputs = th.cat([present, samples.actions], dim=-1)
+        critic_losses = []
         for critic in networks.critics:
             done = critic.forward(inputs)
             error = done.result - targets  # (batch, 1)
-            critic_loss += 0.5 * nn.functional.mse_loss(done.result, targets)
+            critic_losses.append(error.square().mean(dim=-2, keepdim=True))
             critic.backward(done, error.div_(batch))
-        losses["critic_loss"] = critic_loss
+        losses["critic_loss"] = 0.5 * sum(critic_losses[1:], start=critic_losses[0])
         networks.critic_optimizer.step()
         if critic_only:
             return losses
 
         # Actor, led by the critics after their update. The gradient of the minimum is that of the smallest critic.
-        inputs[:, features.shape[1] :] = policy.actions[:batch]
+        inputs[..., features.shape[-1] :] = policy.actions[..., :batch, :]
         passes = [critic.forward(inputs) for critic in networks.critics]
         min_values, smallest = _smallest([done.result for done in passes])  # (batch, 1)
         value_grads = [  # of the minimum in the action, (batch, action_dim) each
-            critic.input_gradient(done, is_smallest, first_column=features.shape[1])
+            critic.input_gradient(done, is_smallest, first_column=features.shape[-1])
             for critic, done, is_smallest in zip(networks.critics, passes, smallest, strict=True)
         ]
-        losses["actor_loss"] = (ent_coef * log_prob - min_values).mean()
+        losses["actor_loss"] = (ent_coef * log_prob - min_values).mean(dim=-2, keepdim=True)
         penalty = self._policy_penalty(samples.observations, policy.gaussian(batch), [done.result for done in passes])
         if penalty is not None:
             losses["actor_loss"] += penalty.loss
@@ -262,41 +278,62 @@ def _smallest(values: list[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]]:
     """
     if len(values) == 1:
         return values[0], [th.ones_like(values[0])]
-    minimum, indices = th.cat(values, dim=1).min(dim=1, keepdim=True)
+    minimum, indices = th.cat(values, dim=-1).min(dim=-1, keepdim=True)
     return minimum, [(indices == k).float() for k in range(len(values))]
 
 
 class _Networks:
     """
-    The networks of a model as stacks of dense layers.
+    The networks of a model as stacks of dense layers. Those of several models of the same shape are computed together.
 
-    :param model: model whose update can be fused
+    :param models: models whose update can be fused
     """
 
-    def __init__(self, model: FusedSAC) -> None:
-        actor, critic = model.actor, model.critic
-        self.actor_optimizer, self.critic_optimizer = FlatAdam(actor.optimizer), FlatAdam(critic.optimizer)
-        self.ent_coef_optimizer = None if model.ent_coef_optimizer is None else FlatAdam(model.ent_coef_optimizer)
+    def __init__(self, *models: FusedSAC) -> None:
+        actor, critic = models[0].actor, models[0].critic
+        self.actor_optimizer = FlatAdam(*(model.actor.optimizer for model in models))
+        self.critic_optimizer = FlatAdam(*(model.critic.optimizer for model in models))
         self.optimizers = [self.actor_optimizer, self.critic_optimizer]
-        if self.ent_coef_optimizer is not None:
-            self.optimizers.append(self.ent_coef_optimizer)
-        self.target = FlatParameters(model.critic_target.parameters())  # in the order of the critic's
-        self.features = actor.features_extractor
+        self.log_ent_coef: th.Tensor | None = None
+        ent_coef_optimizers = [model.ent_coef_optimizer for model in models if model.ent_coef_optimizer is not None]
+        if ent_coef_optimizers:
+            self.optimizers.append(FlatAdam(*ent_coef_optimizers))
+            # (1, 1), for several models (n_models, 1, 1)
+            self.log_ent_coef = self.optimizers[-1].values.view(*([len(models)] if len(models) > 1 else []), 1, 1)
+        self.target = FlatParameters(*(model.critic_target.parameters() for model in models))  # in the order of the critic's
+        self._extractor = actor.features_extractor  # has no parameters
         self.trunk = DenseLayers(_linear(actor.latent_pi), self.actor_optimizer, activate_last=True)
         # One stack for both heads would copy their weights: two products are cheaper.
         self.mean = DenseLayers(_linear([actor.mu]), self.actor_optimizer)
         self.log_std = DenseLayers(_linear([actor.log_std]), self.actor_optimizer)
         self.critics = [DenseLayers(_linear(network), self.critic_optimizer) for network in critic.q_networks]
-        self.targets = [DenseLayers(_linear(network)) for network in model.critic_target.q_networks]
+        self.targets = [DenseLayers(_linear(network), self.target) for network in models[0].critic_target.q_networks]
 
-    def is_current(self, model: FusedSAC) -> bool:
-        """Tell whether the model still has these networks and optimizers, which loading replaces."""
-        optimizers = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
-        return (
-            all(mine.optimizer is optimizer for mine, optimizer in zip(self.optimizers, optimizers, strict=False))
-            and all(mine.is_current for mine in (*self.optimizers, self.target))
-            and next(model.critic_target.parameters()) is self.target.parameters[0]
-        )
+    def is_current(self, *models: FusedSAC) -> bool:
+        """Tell whether the models still have these networks and optimizers, which loading replaces."""
+        for i, model in enumerate(models):
+            optimizers = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
+            mine = [flat.optimizers[i] for flat in self.optimizers]
+            if any(a is not b for a, b in zip(mine, optimizers, strict=False)):
+                return False
+            if next(model.critic_target.parameters()) is not self.target.groups[i][0]:
+                return False
+        return all(flat.is_current for flat in (*self.optimizers, self.target))
+
+    def features(self, observations: th.Tensor) -> th.Tensor:
+        """
+        Compute the features.
+
+        :param observations: ``(batch, *shape)``, for several models ``(n_models, batch, *shape)``
+        :return: ``(batch, features_dim)`` or ``(n_models, batch, features_dim)``
+        """
+        if self.target.groups[1:]:
+            return self._extractor(observations.flatten(0, 1)).unflatten(0, observations.shape[:2])
+        return self._extractor(observations)
+
+    def update_target(self, tau: float) -> None:
+        """Move the target critics towards the critics (Polyak averaging)."""
+        self.target.values.lerp_(self.critic_optimizer.values, tau)
 
     def actions(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
         """
@@ -333,11 +370,11 @@ class _PolicyPass:
         self.slope = th.addcmul(th.ones_like(noise), self.actions, self.actions, value=-1)  # derivative of tanh
         self.padded_slope = self.slope + SQUASH_EPSILON
         terms = self.padded_slope.log().add_(log_std).addcmul_(noise, noise, value=0.5)
-        self.log_prob = terms.sum(dim=1, keepdim=True).add_(noise.shape[1] * _HALF_LOG_2PI).neg_()  # (batch, 1)
+        self.log_prob = terms.sum(dim=-1, keepdim=True).add_(noise.shape[-1] * _HALF_LOG_2PI).neg_()  # (batch, 1)
 
     def gaussian(self, batch: int) -> tuple[th.Tensor, th.Tensor]:
         """Mean and log standard deviation before squashing, ``(batch, action_dim)`` each, of the first rows."""
-        return self.mean.result[:batch], self.clipped[:batch]
+        return self.mean.result[..., :batch, :], self.clipped[..., :batch, :]
 
     def backward(self, batch: int, value_grad: th.Tensor, ent_coef: th.Tensor, penalty: PolicyPenalty | None = None) -> None:
         """
@@ -348,18 +385,18 @@ class _PolicyPass:
         :param ent_coef: entropy coefficient
         :param penalty: further term of the loss
         """
-        networks, raw = self.networks, self.log_std.result[:batch]
+        networks, raw = self.networks, self.log_std.result[..., :batch, :]
         weight = ent_coef / batch
-        grad_mean = (2.0 * weight) * self.actions[:batch] / self.padded_slope[:batch]  # (batch, action_dim)
-        grad_mean.sub_(value_grad, alpha=1.0 / batch).mul_(self.slope[:batch])
+        grad_mean = (2.0 * weight) * self.actions[..., :batch, :] / self.padded_slope[..., :batch, :]  # (batch, action_dim)
+        grad_mean.sub_(value_grad, alpha=1.0 / batch).mul_(self.slope[..., :batch, :])
         is_inside = (raw >= LOG_STD_MIN) & (raw <= LOG_STD_MAX)
-        grad_log_std = (grad_mean * self.spread[:batch]).sub_(weight)  # (batch, action_dim)
+        grad_log_std = (grad_mean * self.spread[..., :batch, :]).sub_(weight)  # (batch, action_dim)
         if penalty is not None:
             grad_mean += penalty.grad_mean
             grad_log_std += penalty.grad_log_std
         grad_log_std.mul_(is_inside)
         grad_latent = grad_mean @ networks.mean.weights[0]  # (batch, width)
-        grad_latent.addmm_(grad_log_std, networks.log_std.weights[0])
+        grad_latent += grad_log_std @ networks.log_std.weights[0]
         networks.mean.backward(self.mean.rows(batch), grad_mean)
         networks.log_std.backward(self.log_std.rows(batch), grad_log_std)
         networks.trunk.backward(self.trunk.rows(batch), grad_latent)

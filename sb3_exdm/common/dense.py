@@ -39,33 +39,56 @@ class FlatParameters:
     Parameters as one vector, of which they become views: modules compute, save and load as before, and an operation on all
     parameters is one on the vector.
 
-    :param parameters: parameters of one device and type
+    Networks of the same shapes can be stacked: their vectors are the rows of a matrix then.
+
+    :param groups: parameters of one device and type, one group for each of the stacked networks
     """
 
     @th.no_grad()
-    def __init__(self, parameters: Iterable[th.Tensor]) -> None:
-        self.parameters = list(parameters)
-        self.values = th.cat([parameter.detach().flatten() for parameter in self.parameters])  # (n,)
-        for parameter, part in zip(self.parameters, self.views(self.values), strict=True):
-            parameter.data = part
+    def __init__(self, *groups: Iterable[th.Tensor]) -> None:
+        self.groups = [list(group) for group in groups]
+        self.shapes = [parameter.shape for parameter in self.groups[0]]
+        self._index = {id(parameter): i for i, parameter in enumerate(self.groups[0])}
+        rows = [th.cat([parameter.detach().flatten() for parameter in group]) for group in self.groups]
+        self._rows = th.stack(rows)  # (n_networks, n)
+        for group, row in zip(self.groups, self._rows, strict=True):
+            for parameter, part in zip(group, self._split(row), strict=True):
+                parameter.data = part
 
-    def views(self, vector: th.Tensor) -> list[th.Tensor]:
-        """Split a vector ``(n,)`` into views of the shapes of the parameters."""
-        parts = vector.split([parameter.numel() for parameter in self.parameters])
-        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
+    def _split(self, values: th.Tensor) -> list[th.Tensor]:
+        """Split the last axis ``(..., n)`` into views of the shapes of the parameters, ``(..., *shape)``."""
+        parts = values.split([shape.numel() for shape in self.shapes], dim=-1)
+        return [part.view(*values.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _of_first(self, rows: th.Tensor, parameter: th.Tensor) -> th.Tensor:
+        return self._split(rows if len(rows) > 1 else rows[0])[self._index[id(parameter)]]
+
+    @property
+    def values(self) -> th.Tensor:
+        """All parameters, ``(n_networks * n,)``."""
+        return self._rows.view(-1)
+
+    def value_of(self, parameter: th.Tensor) -> th.Tensor:
+        """
+        Return the view of a parameter.
+
+        :param parameter: parameter of the first network
+        :return: ``(*shape)``, for stacked networks ``(n_networks, *shape)``
+        """
+        return self._of_first(self._rows, parameter)
 
     @property
     def is_current(self) -> bool:
         """False if the parameters have got other memory since, as by copying or moving a module."""
-        return self.parameters[0].data_ptr() == self.values.data_ptr()
+        return all(group[0].data_ptr() == row.data_ptr() for group, row in zip(self.groups, self._rows, strict=True))
 
 
 FLUSH_INTERVAL = 100
 """Steps of Adam between two replacements of tiny moments by zero."""
 SMALLEST_MOMENT = 1e-30
 """
-First moments below are set to zero. Those of weights without gradient, behind units that are never active, decay into subnormal
-numbers, with which a step takes four times as long; the steps that they contribute are far below the rounding of a weight.
+First moments below are set to zero. Those of weights without gradient, behind units that are never active, decay into
+subnormal numbers, with which a step takes four times as long. What they contribute is far below the rounding of a weight.
 """
 
 
@@ -77,72 +100,88 @@ class FlatAdam(FlatParameters):
     optimizer becomes views of the vectors, and is saved and loaded as before. Build a new object when :attr:`is_current`
     says that something has replaced parameters or state.
 
-    :param optimizer: optimizer for which :func:`is_plain_adam` holds
+    :param optimizers: optimizers for which :func:`is_plain_adam` holds, one for each of the stacked networks, with the same
+        settings and number of steps
     """
 
     @th.no_grad()
-    def __init__(self, optimizer: th.optim.Optimizer) -> None:
-        super().__init__(optimizer.param_groups[0]["params"])
-        self.optimizer = optimizer
-        self.gradient = th.zeros_like(self.values)
-        self._gradients = {id(p): part for p, part in zip(self.parameters, self.views(self.gradient), strict=True)}
-        self._moments = {key: th.zeros_like(self.values) for key in ("exp_avg", "exp_avg_sq")}
-        self._steps = th.zeros(len(self.parameters), device=self.values.device)  # one per parameter, as Adam saves them
-        self._one = th.ones_like(self._steps[0])
+    def __init__(self, *optimizers: th.optim.Optimizer) -> None:
+        super().__init__(*(optimizer.param_groups[0]["params"] for optimizer in optimizers))
+        self.optimizers = optimizers
+        self._gradient_rows = th.zeros_like(self._rows)
+        self._moments = {key: th.zeros_like(self._rows) for key in ("exp_avg", "exp_avg_sq")}
+        # One number of steps per parameter, as Adam saves it.
+        self._steps = th.zeros(len(optimizers), len(self.shapes), device=self._rows.device)
+        self._one = th.ones((), device=self._rows.device)
         self._n_steps = 0
         self._owns_state = False
-        if optimizer.state:
+        if optimizers[0].state:
             self._take_state()
 
     def _take_state(self) -> None:
-        """Copy the state of the optimizer into the vectors and replace it by views of them."""
-        for i, parameter in enumerate(self.parameters):
-            state = self.optimizer.state[parameter]
-            views = {"step": self._steps[i], **{key: self.views(moment)[i] for key, moment in self._moments.items()}}
-            for key, view in views.items():
-                if state:
-                    view.copy_(state[key])
-            state.update(views)
+        """Copy the state of the optimizers into the vectors and replace it by views of them."""
+        for i, (optimizer, group) in enumerate(zip(self.optimizers, self.groups, strict=True)):
+            views: dict[str, Sequence[th.Tensor]] = {"step": self._steps[i].unbind()}
+            views.update((key, self._split(moment[i])) for key, moment in self._moments.items())
+            for j, parameter in enumerate(group):
+                state = optimizer.state[parameter]
+                for key, view in views.items():
+                    if key in state:
+                        view[j].copy_(state[key])
+                    state[key] = view[j]
         self._owns_state = True
 
     @property
     def is_current(self) -> bool:
-        """False if other tensors have replaced the parameters or the state of the optimizer, as loading does."""
-        parameter = self.parameters[0]
-        if not super().is_current or self.optimizer.param_groups[0]["params"][0] is not parameter:
+        """False if other tensors have replaced the parameters or the state of an optimizer, as loading does."""
+        if not super().is_current:
             return False
-        moment = self.optimizer.state[parameter].get("exp_avg") if self.optimizer.state else None
-        if moment is None or not self._owns_state:
-            return moment is None and not self._owns_state
-        return moment.data_ptr() == self._moments["exp_avg"].data_ptr()
+        for optimizer, group, moment in zip(self.optimizers, self.groups, self._moments["exp_avg"], strict=True):
+            if optimizer.param_groups[0]["params"][0] is not group[0]:
+                return False
+            state = optimizer.state[group[0]] if optimizer.state else {}
+            if self._owns_state != bool(state) or (state and state["exp_avg"].data_ptr() != moment.data_ptr()):
+                return False
+        return True
+
+    @property
+    def gradient(self) -> th.Tensor:
+        """Gradient in all parameters, ``(n_networks * n,)``."""
+        return self._gradient_rows.view(-1)
+
+    def gradient_of(self, parameter: th.Tensor) -> th.Tensor:
+        """
+        Return the part of the gradient that belongs to a parameter, a view to write to.
+
+        :param parameter: parameter of the first network
+        :return: ``(*shape)``, for stacked networks ``(n_networks, *shape)``
+        """
+        return self._of_first(self._gradient_rows, parameter)
 
     def zero_grad(self) -> None:
         """Set the gradients to zero and let autograd add to :attr:`gradient`."""
-        self.gradient.zero_()
-        for parameter in self.parameters:
-            parameter.grad = self._gradients[id(parameter)]
-
-    def gradient_of(self, parameter: th.Tensor) -> th.Tensor:
-        """Return the part of the gradient that belongs to a parameter, a view to write to."""
-        return self._gradients[id(parameter)]
+        self._gradient_rows.zero_()
+        for group, row in zip(self.groups, self._gradient_rows, strict=True):
+            for parameter, part in zip(group, self._split(row), strict=True):
+                parameter.grad = part
 
     def step(self) -> None:
         """Take a step along :attr:`gradient`, as ``optimizer.step()`` does."""
-        group = self.optimizer.param_groups[0]
+        group = self.optimizers[0].param_groups[0]
         if not self._owns_state:  # an optimizer that has made no step has no state
             self._take_state()
         self._steps.add_(self._one)
         self._n_steps += 1
+        first, second = (moment.view(-1) for moment in self._moments.values())
         if self._n_steps % FLUSH_INTERVAL == 0:
-            moment = self._moments["exp_avg"]
-            moment.masked_fill_(moment.abs() < SMALLEST_MOMENT, 0.0)
+            first.masked_fill_(first.abs() < SMALLEST_MOMENT, 0.0)
         th._fused_adam_(
             [self.values],
             [self.gradient],
-            [self._moments["exp_avg"]],
-            [self._moments["exp_avg_sq"]],
+            [first],
+            [second],
             [],
-            [self._steps[0]],
+            [self._steps[0, 0]],
             lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -171,7 +210,7 @@ class DensePass:
     """
     Values that a pass through :class:`DenseLayers` leaves for the gradients.
 
-    :param inputs: input of each layer, ``(batch, width)``
+    :param inputs: input of each layer, ``(..., batch, width)``
     :param outputs: output of each layer before its activation; overwritten by an activation that works in place
     :param result: output of the last layer, after its activation if it has one
     """
@@ -182,7 +221,7 @@ class DensePass:
 
     def rows(self, n: int) -> "DensePass":
         """Keep the first ``n`` rows of the batch."""
-        return DensePass([x[:n] for x in self.inputs], [x[:n] for x in self.outputs], self.result[:n])
+        return DensePass([x[..., :n, :] for x in self.inputs], [x[..., :n, :] for x in self.outputs], self.result[..., :n, :])
 
 
 class DenseLayers:
@@ -192,11 +231,12 @@ class DenseLayers:
 
     With :math:`g_l = \partial L / \partial z_l`, the gradients are :math:`\partial L / \partial W_l = g_l^\top h_{l-1}`,
     :math:`\partial L / \partial b_l = \sum_{batch} g_l` and :math:`g_{l-1} = (g_l W_l) \odot f'(z_{l-1})`. For matrices of a
-    few hundred rows, autograd and the module system cost more than these products. The object refers to the parameters of
-    the layers and copies nothing.
+    few hundred rows, autograd and the module system cost more than these products.
 
-    :param layers: linear layers with bias
-    :param optimizer: where to write gradients; None for layers that are not trained
+    All arrays have the shape ``(batch, width)``, for stacked networks ``(n_networks, batch, width)``.
+
+    :param layers: linear layers with bias, those of the first network if they are stacked
+    :param parameters: parameters of all layers; a :class:`FlatAdam` for layers that are trained
     :param activation: activation function
     :param activate_last: apply the activation after the last layer too
     """
@@ -204,29 +244,32 @@ class DenseLayers:
     def __init__(
         self,
         layers: Sequence[nn.Linear],
-        optimizer: FlatAdam | None = None,
+        parameters: FlatParameters,
         activation: Activation = RELU,
         activate_last: bool = False,
     ) -> None:
-        self.weights = [layer.weight.data for layer in layers]  # each (width_out, width_in)
-        self.biases = [layer.bias.data for layer in layers]
-        self._transposed = [weight.t() for weight in self.weights]
+        self.weights = [parameters.value_of(layer.weight) for layer in layers]  # each (..., width_out, width_in)
+        self._transposed = [weight.mT for weight in self.weights]
+        biases = [parameters.value_of(layer.bias) for layer in layers]
+        self._is_stacked = self.weights[0].ndim == 3
+        self._biases = [bias.unsqueeze(1) for bias in biases] if self._is_stacked else biases
         self.activation = activation
         self._n_activated = len(layers) if activate_last else len(layers) - 1
-        if optimizer is not None:
-            self._weight_grads = [optimizer.gradient_of(layer.weight) for layer in layers]
-            self._bias_grads = [optimizer.gradient_of(layer.bias) for layer in layers]
+        if isinstance(parameters, FlatAdam):
+            self._weight_grads = [parameters.gradient_of(layer.weight) for layer in layers]
+            self._bias_grads = [parameters.gradient_of(layer.bias) for layer in layers]
 
     def forward(self, x: th.Tensor) -> DensePass:
         """
         Compute all layers.
 
-        :param x: input, ``(batch, width)``
+        :param x: input
         """
+        affine = th.baddbmm if self._is_stacked else th.addmm
         inputs, outputs = [], []
-        for i, (weight, bias) in enumerate(zip(self._transposed, self.biases, strict=True)):
+        for i, (weight, bias) in enumerate(zip(self._transposed, self._biases, strict=True)):
             inputs.append(x)
-            x = th.addmm(bias, x, weight)  # (batch, width_out)
+            x = affine(bias, x, weight)  # (..., batch, width_out)
             outputs.append(x)
             if i < self._n_activated:
                 x = self.activation.forward(x)
@@ -237,27 +280,30 @@ class DenseLayers:
         Write the gradients of all parameters to the optimizer.
 
         :param done: from :meth:`forward`
-        :param grad: gradient of the loss in the result, ``(batch, width)``; overwritten
+        :param grad: gradient of the loss in the result; overwritten
         """
         for i in reversed(range(len(self.weights))):
             if i < self._n_activated:
-                grad = self.activation.backward(grad, done.outputs[i])  # (batch, width_out)
-            th.sum(grad, dim=0, out=self._bias_grads[i])
-            th.mm(grad.t(), done.inputs[i], out=self._weight_grads[i])
+                grad = self.activation.backward(grad, done.outputs[i])  # (..., batch, width_out)
+            th.sum(grad, dim=-2, out=self._bias_grads[i])
+            if self._is_stacked:
+                self._weight_grads[i].copy_(grad.mT @ done.inputs[i])
+            else:
+                th.mm(grad.t(), done.inputs[i], out=self._weight_grads[i])
             if i > 0:
-                grad = grad @ self.weights[i]  # (batch, width_in)
+                grad = grad @ self.weights[i]  # (..., batch, width_in)
 
     def input_gradient(self, done: DensePass, grad: th.Tensor, first_column: int = 0) -> th.Tensor:
         """
         Compute the gradient in the input alone.
 
         :param done: from :meth:`forward`
-        :param grad: gradient of the loss in the result, ``(batch, width)``; overwritten
+        :param grad: gradient of the loss in the result; overwritten
         :param first_column: columns of the input before this one are left out
-        :return: ``(batch, width_in - first_column)``
+        :return: ``(..., batch, width_in - first_column)``
         """
         for i in reversed(range(len(self.weights))):
             if i < self._n_activated:
-                grad = self.activation.backward(grad, done.outputs[i])  # (batch, width_out)
-            grad = grad @ (self.weights[i] if i > 0 else self.weights[0][:, first_column:])
+                grad = self.activation.backward(grad, done.outputs[i])  # (..., batch, width_out)
+            grad = grad @ (self.weights[i] if i > 0 else self.weights[0][..., first_column:])
         return grad
