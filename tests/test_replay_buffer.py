@@ -3,13 +3,14 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DDPG, DQN, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_exdm import ScoreModel, ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer
-from sb3_exdm.rewards.base import REWARD_TRANSFORMS
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS, transformed_reward
 
 OBSERVATION = spaces.Box(-5, 5, (3,))
 ACTION = spaces.Box(-1, 1, (2,))
@@ -44,7 +45,7 @@ def test_rewards_are_those_of_the_reached_states_before_and_after_fit():
     rewards = []
     for _ in range(2):
         batch, envs = sample_at(buffer, steps)
-        expected = REWARD_TRANSFORMS["exp"](buffer.reward_model.reward(buffer.next_observations[steps, envs]))
+        expected = transformed_reward(buffer.reward_model, buffer.next_observations[steps, envs])
         np.testing.assert_allclose(batch.rewards[:, 0].numpy(), expected, rtol=1e-5)
         rewards.append(batch.rewards.numpy())
         buffer.reward_model.fit(buffer.next_observations[:25, 0], gradient_steps=20)
@@ -74,7 +75,10 @@ def test_n_step_returns_against_a_plain_loop(n_added, n_steps):
     capacity, newest = buffer.buffer_size, (buffer.pos - 1) % buffer.buffer_size
     steps = np.arange(buffer.size())
     batch, envs = sample_at(buffer, steps)
-    transform = REWARD_TRANSFORMS["exp"]
+
+    def transform(reward):
+        return REWARD_TRANSFORMS["exp"](th.as_tensor(reward)).numpy()
+
     for row, (start, env) in enumerate(zip(steps, envs, strict=True)):
         total, discount, step = 0.0, 1.0, start
         while True:

@@ -9,8 +9,10 @@ from gymnasium import spaces
 from scipy.stats import spearmanr
 
 from sb3_exdm import ScoreModel
-from sb3_exdm.diffusion import denoising_error
+from sb3_exdm.diffusion import DiffusionModel, denoising_error
 from sb3_exdm.envs import MazeLayout
+from sb3_exdm.rewards.corrected_error import CorrectedDenoisingError
+from sb3_exdm.rewards.denoising_error import DenoisingError
 from sb3_exdm.rewards.noise_range import NoiseRange
 
 
@@ -55,6 +57,7 @@ def fitted(x: np.ndarray, n_fits: int, rng: np.random.Generator, **kwargs) -> Sc
         pytest.param(maze_sample, 2000, 0.9, id="maze"),
         pytest.param(lambda rng, n: mixture_sample(rng, n, 10), 1000, 0.85, id="10-d"),
         pytest.param(lambda rng, n: mixture_sample(rng, n, 24), 1000, 0.85, id="24-d"),
+        pytest.param(lambda rng, n: mixture_sample(rng, n, 80), 1000, 0.85, id="80-d"),
     ],
 )
 def test_score_ranks_states_by_rarity(sample, n_fits, least):
@@ -91,6 +94,73 @@ def test_score_equals_the_plain_mean_over_its_noises():
         np.testing.assert_allclose(model.score(x, a), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_corrected_error_equals_its_definition(monkeypatch):
+    """Squared error plus noise times prediction minus the divergence, from a Jacobian matrix, for every state and noise."""
+    dim, condition_dim = 6, 3
+    model = DiffusionModel(dim, condition_dim, net_arch=[16], seed=0)
+    generator = th.Generator().manual_seed(0)
+    for weights in model.average.parameters():
+        weights.normal_(0.0, 0.3, generator=generator)
+    log_snr = th.tensor([0.5, -0.5])
+    alpha, sigma = model.levels(log_snr)
+    noises = th.nn.functional.normalize(th.randn(2, 3, dim, generator=generator), dim=2) * dim**0.5
+    x, condition = th.randn(5, dim, generator=generator), th.randn(5, condition_dim, generator=generator)
+
+    def definition(i: int, level: int, noise: th.Tensor) -> th.Tensor:
+        def predicted(x_t: th.Tensor) -> th.Tensor:
+            return model.predict_noise(x_t.unsqueeze(0), log_snr[level : level + 1], condition[i : i + 1])[0]
+
+        x_t = alpha[level] * x[i] + sigma[level] * noise
+        divergence = th.autograd.functional.jacobian(predicted, x_t).trace()
+        prediction = predicted(x_t)
+        return (prediction - noise).square().sum() + noise @ prediction - sigma[level] * divergence
+
+    pairs = [(level, noise) for level in range(2) for noise in noises[level]]
+    expected = th.stack([th.stack([definition(i, *pair) for pair in pairs]).mean() for i in range(5)]).detach()
+    error = CorrectedDenoisingError(noises, alpha, sigma, model.average.noise_level(log_snr))
+    error.set_network(model.average)
+    assert th.allclose(error.errors(x, condition), expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("sb3_exdm.rewards.corrected_error.CHUNK", 2 * 6 * 16)  # two states at once, the last one alone
+    assert th.allclose(error.errors(x, condition), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_corrected_error_has_the_mean_of_the_plain_error_and_less_variance():
+    """Over draws of the noises, for the difference of two states, which is what ranks them."""
+    dim = 40
+    generator = th.Generator().manual_seed(0)
+    widths = th.linspace(0.2, 1.8, dim)
+    model = DiffusionModel(dim, net_arch=[128], learning_rate=4e-3, noise_ratios=(0.3, 1.25), seed=0)
+    for _ in range(300):
+        center = th.randint(2, (256, 1), generator=generator)
+        model.fit(th.where(center == 0, widths, widths.flip(0)) * th.randn(256, dim, generator=generator))
+    x = th.stack([widths, widths.flip(0)]) * th.randn(dim, generator=generator)  # equally likely in two Gaussians
+    log_snr = -th.tensor([0.4, 0.9]).log()
+    alpha, sigma = model.levels(log_snr)
+    levels = model.average.noise_level(log_snr)
+    differences: list[list[float]] = [[], []]
+    for _ in range(200):
+        noise = th.nn.functional.normalize(th.randn(2, 1, dim, generator=generator), dim=2) * dim**0.5
+        noises = th.cat([noise, -noise], dim=1)
+        plain = DenoisingError(noises, alpha, sigma, levels, th.zeros(0))
+        corrected = CorrectedDenoisingError(noises, alpha, sigma, levels)
+        for error, drawn in zip((plain, corrected), differences, strict=True):
+            error.set_network(model.average)
+            first, second = error.errors(x).tolist()
+            drawn.append(first - second)
+    (plain_mean, mean), (plain_std, std) = np.mean(differences, axis=1), np.std(differences, axis=1)
+    assert abs(mean - plain_mean) < 4.0 * plain_std / 200**0.5
+    assert std < 0.5 * plain_std
+
+
+def test_many_dimensions_have_one_wide_layer_and_few_noises():
+    model = ScoreModel(unbounded(40), seed=0, device="cpu")
+    assert CorrectedDenoisingError.supports(model.model.network)
+    assert model.n_evaluations == 8
+    deep = ScoreModel(unbounded(40), seed=0, device="cpu", net_arch=[32, 32])
+    assert not CorrectedDenoisingError.supports(deep.model.network)
+    assert deep.n_evaluations == 16
+
+
 def test_noises_are_antithetic_and_of_typical_length():
     noises = ScoreModel(unbounded(5), seed=0, device="cpu").noises  # (n_levels, n_noises, dim)
     assert th.allclose(noises.sum(1), th.zeros(len(noises), 5), atol=1e-5)
@@ -100,14 +170,14 @@ def test_noises_are_antithetic_and_of_typical_length():
 def test_noise_range_follows_the_distance_between_neighbors():
     generator = th.Generator().manual_seed(0)
     lows = []
-    for dim in (2, 8, 24):
+    for dim in (2, 4, 24):
         noise_range = NoiseRange(dim)
         for _ in range(100):
             noise_range.update(th.randn(256, dim, generator=generator))
         lows.append(noise_range.range[0])
         assert noise_range.range[0] < noise_range.range[1]
         assert noise_range.frequencies[-1].item() == pytest.approx(0.25 / noise_range.range[0])
-    assert lows[0] < lows[1] < lows[2]
+    assert lows[0] < lows[1] < lows[2] == pytest.approx(noise_range.max_low)
 
 
 @pytest.mark.slow
@@ -160,6 +230,36 @@ def test_diagnostic_warns_when_the_ranking_is_lost():
         for _ in range(1500):
             broken.fit(ring[rng.integers(len(ring), size=256)])
     assert broken.ranking < 0.1
+
+
+def random_score(dim: int) -> ScoreModel:
+    """Model that ranks states at random and checks the ranking often."""
+    model = ScoreModel(unbounded(dim), seed=0, device="cpu")
+    generator = th.Generator().manual_seed(0)
+    model._score_batch = lambda observations, actions: th.rand(len(observations), generator=generator)
+    model.noise_range.update_interval = 4
+    return model
+
+
+@pytest.mark.parametrize("maze", ["SquareTree", "SquareBottleneck", "SquareLarge"])
+def test_diagnostic_is_silent_where_states_are_uniform(maze):
+    """No score ranks the states of a maze that has been explored evenly."""
+    rng = np.random.default_rng(0)
+    cells = np.array(list(MazeLayout.load(maze).distances((0, 0))))
+    model = random_score(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(200):
+            model.fit(cells[rng.integers(len(cells), size=256)] + rng.uniform(-0.5, 0.5, (256, 2)))
+    assert abs(model.ranking) < 0.3
+
+
+def test_diagnostic_warns_where_a_random_score_misses_large_differences():
+    rng = np.random.default_rng(0)
+    model = random_score(10)
+    with pytest.warns(UserWarning, match="no longer ranks"):
+        for _ in range(200):
+            model.fit(rng.normal(size=(256, 10)))
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,7 @@ def test_weights_transform_and_info(reward_transform):
     env.step(np.zeros(2))
     _, reward, _, _, info = env.step(np.zeros(2))
     transformed = float(
-        REWARD_TRANSFORMS[reward_transform or "identity"](answer)[0]
+        REWARD_TRANSFORMS[reward_transform or "identity"](th.as_tensor(answer))[0].item()
     )  # the reward's own where none is asked for
     assert info["intrinsic_reward"] == pytest.approx(transformed)
     assert info["extrinsic_reward"] == 2.0

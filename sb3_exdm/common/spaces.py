@@ -69,6 +69,11 @@ class SpaceEncoder:
             )
 
     @property
+    def is_vector(self) -> bool:
+        """True if the code of an element is the element itself, flattened."""
+        return isinstance(self.space, spaces.Box) and not self.is_image
+
+    @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest value of each column of the code, both ``(dim,)``; infinite where nothing is known."""
         if self._parts:

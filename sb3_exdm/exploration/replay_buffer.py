@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
@@ -12,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_exdm.common.returns import n_step_returns
 from sb3_exdm.common.validation import check_finite, check_integers
 from sb3_exdm.exploration.settings import FitSchedule, RewardSettings
-from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward
+from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward, transformed_reward_tensor
 from sb3_exdm.rewards.registry import make_reward
 
 
@@ -171,12 +172,19 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
         observations, actions = self._rewarded(steps, envs)
         return transformed_reward(self.reward_model, observations, actions, self.reward_settings.reward_transform)
 
-    def _rewards(self, steps: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> np.ndarray:
-        rewards = np.zeros(len(steps), dtype=np.float32)
-        if self.reward_settings.intrinsic_coef:
-            rewards += self.reward_settings.intrinsic_coef * self.intrinsic_rewards(steps, envs)
-        if self.reward_settings.extrinsic_coef:
-            rewards += self.reward_settings.extrinsic_coef * self._normalize_reward(self.rewards[steps, envs], env)
+    def _rewards(self, steps: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> th.Tensor:
+        """Weighted sums of both rewards, ``(n,)``."""
+        settings = self.reward_settings
+        rewards = th.zeros(len(steps), device=self.device)
+        if settings.intrinsic_coef:
+            observations, actions = self._rewarded(steps, envs)
+            if isinstance(observations, np.ndarray):  # was checked when it was added
+                observations = self.to_torch(observations, copy=False)
+            intrinsic = transformed_reward_tensor(self.reward_model, observations, actions, settings.reward_transform)
+            rewards.add_(intrinsic.to(self.device), alpha=settings.intrinsic_coef)
+        if settings.extrinsic_coef:
+            extrinsic = self._normalize_reward(self.rewards[steps, envs], env)
+            rewards.add_(self.to_torch(extrinsic, copy=False), alpha=settings.extrinsic_coef)
         return rewards
 
     def sample(  # type: ignore[override]
@@ -227,9 +235,10 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
     ) -> ReplayBufferSamples | DictReplayBufferSamples:
         """Transitions at given positions of given environments, ``(n,)`` each."""
         if self.n_steps == 1:
-            last, rewards, discounts = steps, self._rewards(steps, envs, env), None
+            last, rewards, discounts = steps, self._rewards(steps, envs, env).unsqueeze(1), None
         else:
-            last, rewards, discounts = self._n_step_returns(steps, envs, env)
+            last, returns, discounts = self._n_step_returns(steps, envs, env)
+            rewards = self.to_torch(returns[:, None], copy=False)
         # After a time limit the value of the next state still counts.
         dones = self.dones[last, envs] * (1.0 - self.timeouts[last, envs])
         samples_class = DictReplayBufferSamples if isinstance(self.observations, dict) else ReplayBufferSamples
@@ -238,7 +247,7 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
             actions=self.to_torch(self.actions[steps, envs], copy=False),
             next_observations=self._to_tensors(self._normalize_obs(self._next_observations(last, envs), env)),
             dones=self.to_torch(dones[:, None], copy=False),
-            rewards=self.to_torch(rewards[:, None], copy=False),
+            rewards=rewards,
             discounts=None if discounts is None else self.to_torch(discounts[:, None], copy=False),
         )
 
@@ -255,7 +264,7 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
         ends = (self.dones[steps, envs[:, None]] > 0) | (steps == newest)  # (batch, n_steps)
         of_steps = np.broadcast_to(envs[:, None], steps.shape)
         counts, returns, discounts = n_step_returns(
-            ends, self.gamma, lambda mask: self._rewards(steps[mask], of_steps[mask], env)
+            ends, self.gamma, lambda mask: self._rewards(steps[mask], of_steps[mask], env).cpu().numpy()
         )
         return (starts + counts - 1) % self.buffer_size, returns, discounts
 

@@ -22,13 +22,13 @@ from sb3_exdm.common.validation import check_kwargs
 
 SelfReward = TypeVar("SelfReward", bound="FittedReward")
 
-REWARD_TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "exp": lambda reward: np.exp(np.minimum(np.maximum(reward, -4.0), 4.0)),
+REWARD_TRANSFORMS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "exp": lambda reward: reward.clamp(-4.0, 4.0).exp(),
     "identity": lambda reward: reward,
 }
 """
-Transforms of the standardized reward, by name. ``"exp"`` is never negative, so that an agent gains nothing by ending an
-episode. For a score that is affine in -log p(s), as a variational bound is, it is a power of 1 / p(s).
+Transforms of the standardized reward, by name; functions of a tensor. ``"exp"`` is never negative, so that an agent gains
+nothing by ending an episode. For a score that is affine in -log p(s), as a variational bound is, it is a power of 1 / p(s).
 """
 
 SCORE_CHUNK = 4096
@@ -81,9 +81,23 @@ def transformed_reward(
     :param reward_transform: a name in :data:`REWARD_TRANSFORMS`; None for the default of the model
     :return: ``(n,)``
     """
-    standardized = model.reward(observations, actions)
+    return transformed_reward_tensor(model, observations, actions, reward_transform).cpu().numpy()
+
+
+def transformed_reward_tensor(
+    model: IntrinsicReward, observations: Any, actions: Any = None, reward_transform: str | None = None
+) -> th.Tensor:
+    """
+    Compute :func:`transformed_reward` without leaving the device of the model. A :class:`FittedReward` takes tensors too.
+
+    :return: ``(n,)`` float32
+    """
+    if isinstance(model, FittedReward):
+        standardized = model.reward_tensor(observations, actions)
+    else:
+        standardized = th.as_tensor(model.reward(observations, actions), dtype=th.float32)
     if not model.fitted:
-        standardized = np.zeros_like(standardized)
+        standardized = th.zeros_like(standardized)
     return REWARD_TRANSFORMS[reward_transform or model.reward_transform](standardized)
 
 
@@ -232,26 +246,13 @@ class FittedReward(nn.Module, ABC):
             self.score_moments.update(scores.unsqueeze(1))
         return totals
 
-    @th.no_grad()
     def score(self, observations: Any, actions: Any = None) -> np.ndarray:
         """
         Compute the raw novelty of states; changes nothing. The parameters are those of :meth:`fit`.
 
         :return: ``(n,)`` float32, larger where less was visited
         """
-        states, acts = self._to_tensors(observations, actions)
-        if len(states) == 0:
-            return np.zeros(0, dtype=np.float32)
-        states = self._whiten(states)
-        if acts is not None:
-            acts = self.action_whitening.standardize(acts)
-        if len(states) <= SCORE_CHUNK:
-            return self._score_batch(states, acts).cpu().numpy()
-        chunks = range(0, len(states), SCORE_CHUNK)
-        scores = [
-            self._score_batch(states[i : i + SCORE_CHUNK], None if acts is None else acts[i : i + SCORE_CHUNK]) for i in chunks
-        ]
-        return th.cat(scores).cpu().numpy()
+        return self.score_tensor(observations, actions).cpu().numpy()
 
     def reward(self, observations: Any, actions: Any = None) -> np.ndarray:
         """
@@ -259,11 +260,43 @@ class FittedReward(nn.Module, ABC):
 
         :return: ``(score - mean) / std`` with the running moments of the score over the fitted states, ``(n,)`` float32
         """
-        mean, std = self.score_moments.mean.item(), self.score_moments.std.item()
-        return (self.score(observations, actions) - mean) / std
+        return self.reward_tensor(observations, actions).cpu().numpy()
+
+    @th.no_grad()
+    def score_tensor(self, observations: Any, actions: Any = None) -> th.Tensor:
+        """
+        Compute :meth:`score` without leaving the device.
+
+        :param observations: ``(n, *observation_space.shape)``; a tensor is taken as it is where observations are vectors
+        :param actions: ``(n, *action_space.shape)``, only if ``needs_actions``
+        :return: ``(n,)`` float32
+        """
+        states, acts = self._to_tensors(observations, actions)
+        states = self._whiten(states)
+        if acts is not None:
+            acts = self.action_whitening.standardize(acts)
+        if 0 < len(states) <= SCORE_CHUNK:
+            return self._score_batch(states, acts)
+        chunks = range(0, len(states), SCORE_CHUNK)
+        scores = [
+            self._score_batch(states[i : i + SCORE_CHUNK], None if acts is None else acts[i : i + SCORE_CHUNK]) for i in chunks
+        ]
+        return th.cat([th.zeros(0, device=self.device), *scores])
+
+    def reward_tensor(self, observations: Any, actions: Any = None) -> th.Tensor:
+        """
+        Compute :meth:`reward` without leaving the device. The parameters are those of :meth:`score_tensor`.
+
+        :return: ``(n,)`` float32
+        """
+        return self.score_moments.standardize(self.score_tensor(observations, actions))
 
     def _to_tensors(self, observations: Any, actions: Any) -> tuple[th.Tensor, th.Tensor | None]:
-        states = th.as_tensor(self._encode_observations(observations), device=self.device)
+        if isinstance(observations, th.Tensor) and self._encode_observations.is_vector:
+            states = observations.flatten(1).float()
+        else:
+            array = observations.cpu().numpy() if isinstance(observations, th.Tensor) else observations
+            states = th.as_tensor(self._encode_observations(array), device=self.device)
         if not self.needs_actions:
             return states, None
         if actions is None:

@@ -114,9 +114,9 @@ class PaperScoreReward(FittedReward):
         mixed = _mix(_mix(keys).unsqueeze(1) + counter)  # (batch, n_draws * width)
         return ((_shift(mixed, 40) + 0.5) / 2**24).view(len(states), self.n_draws, width)
 
-    def reward(self, observations: Any, actions: Any = None) -> np.ndarray:
+    def reward_tensor(self, observations: Any, actions: Any = None) -> th.Tensor:
         """Compute ``score / std`` with the running standard deviation of the score, not centered; changes nothing."""
-        return self.score(observations, actions) / self.score_moments.std.item()
+        return self.score_tensor(observations, actions) / self.score_moments.std
 
     def _extra_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict()}

@@ -15,8 +15,9 @@ class NoiseRange(nn.Module):
     states. Noise far above the extent of the data hides all states alike. Both ends of the range between are properties of
     the data: in two dimensions neighbors are a few hundredths of the extent apart, in twenty-four about a half. The lower
     end is ``neighbor_share`` times the median distance to the nearest neighbor among ``n_reference`` states, divided by
-    the square root of the dimension (noise of ratio s moves a state by :math:`s \sqrt{d}`); the upper end is ``extent``
-    standard deviations of the whitened data.
+    the square root of the dimension (noise of ratio s moves a state by :math:`s \sqrt{d}`), but at most ``max_low``: in many
+    dimensions the distance is that along the longest axes, and the noise would hide the differences along all others. The
+    upper end is ``extent`` standard deviations of the whitened data.
 
     The sines and cosines in the input of the network have the same scale: the highest frequency resolves the lower end,
     the others follow in octaves.
@@ -24,6 +25,7 @@ class NoiseRange(nn.Module):
     :param dim: width of the whitened data
     :param n_reference: number of states kept to measure the distance between neighbors
     :param neighbor_share: lower end of the range in units of that distance
+    :param max_low: largest lower end, in standard deviations of the data
     :param extent: upper end of the range, in standard deviations of the data
     :param n_frequencies: number of octaves of sines and cosines
     :param update_interval: minibatches between two measurements
@@ -40,6 +42,7 @@ class NoiseRange(nn.Module):
         *,
         n_reference: int = 512,
         neighbor_share: float = 0.7,
+        max_low: float = 0.3,
         extent: float = 1.25,
         n_frequencies: int = 3,
         update_interval: int = 100,
@@ -48,6 +51,7 @@ class NoiseRange(nn.Module):
         super().__init__()
         self.dim = dim
         self.neighbor_share = neighbor_share
+        self.max_low = max_low
         self.extent = extent
         self.n_frequencies = n_frequencies
         self.update_interval = update_interval
@@ -79,8 +83,7 @@ class NoiseRange(nn.Module):
         chunk = len(self.reference) // share
         start = int(self.n_batches.item()) % share * chunk
         rows = batch[:: max(len(batch) // chunk, 1)]
-        for first in range(0, chunk, len(rows)):  # small batches are repeated
-            self.reference[start + first : start + chunk] = rows[: chunk - first]
+        self.reference[start : start + chunk] = rows.repeat(math.ceil(chunk / len(rows)), 1)[:chunk]
         self.n_batches += 1
         n_batches = self.n_batches.item()
         first = n_batches == share
@@ -89,16 +92,17 @@ class NoiseRange(nn.Module):
         self.low.copy_(self._measure() if first else (0.7 * self.low.log() + 0.3 * self._measure().log()).exp())
         return True
 
-    def neighbor_distances(self, n_neighbors: int) -> th.Tensor:
+    def neighbor_distances(self, n_neighbors: int, among: slice = slice(None)) -> th.Tensor:
         """
         Compute the mean distance of each reference state to its nearest neighbors.
 
         :param n_neighbors: number of neighbors
+        :param among: reference states that may be neighbors; all by default
         :return: ``(n_reference,)``
         """
         distances = th.cdist(self.reference, self.reference)  # (n_reference, n_reference)
         distances.fill_diagonal_(math.inf)
-        return distances.topk(n_neighbors, dim=1, largest=False).values.mean(dim=1)
+        return distances[:, among].topk(n_neighbors, dim=1, largest=False).values.mean(dim=1)
 
     def _measure(self) -> th.Tensor:
         nearest = self.neighbor_distances(1)
@@ -107,4 +111,4 @@ class NoiseRange(nn.Module):
         if len(distinct) < 8:
             return self.low
         low = self.neighbor_share * distinct.median().double() / math.sqrt(self.dim)
-        return low.clamp(0.015, 0.5)
+        return low.clamp(0.015, self.max_low)

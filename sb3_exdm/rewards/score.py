@@ -11,12 +11,21 @@ from gymnasium import spaces
 from sb3_exdm.common.validation import check_choice
 from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.rewards.base import FittedReward
+from sb3_exdm.rewards.corrected_error import CorrectedDenoisingError
 from sb3_exdm.rewards.denoising_error import DenoisingError
 from sb3_exdm.rewards.noise_range import NoiseRange
 from sb3_exdm.rewards.registry import register_reward
 
 LOST_RANKING = 0.1
 """Rank correlation with the distance between neighbors below which :class:`ScoreModel` warns; 0.4 to 0.9 is usual."""
+REVERSED_RANKING = -0.3
+"""The same for states of nearly uniform density, which nothing can rank: only a reversed order is a sign of failure."""
+RANKABLE = 0.5
+"""
+Rank correlation between distances to neighbors in two halves of the states, above which their density differs enough to be
+ranked. It is 0.6 to 0.9 for Gaussians and early in exploration, 0.1 to 0.5 late in the mazes, and about 0.1 in mazes visited
+uniformly.
+"""
 
 
 @register_reward("score")
@@ -38,9 +47,14 @@ class ScoreModel(FittedReward):
     - **Noise levels that follow the data**, see :class:`~sb3_exdm.rewards.noise_range.NoiseRange`.
     - **Averaged weights** for scoring, so that the reward does not fluctuate with the minibatches.
 
+    In more than 32 dimensions, one wide hidden layer replaces the two: it is what a map between so many dimensions needs,
+    and its divergence is exact, which stands in for most noises, see
+    :class:`~sb3_exdm.rewards.corrected_error.CorrectedDenoisingError`.
+
     The ranking is checked while fitting: :attr:`ranking` is the rank correlation of the score with the distance to the
     nearest neighbors among 512 recent states, an estimate of rarity without a model. :meth:`fit` returns it as
-    ``score_ranking`` and warns when it is lost.
+    ``score_ranking`` and warns when it is lost. Where the states are nearly uniform, the distances are those of chance and
+    the ranking tends to zero; only a reversed ranking is reported then.
 
     >>> import numpy as np
     >>> from gymnasium import spaces
@@ -55,12 +69,13 @@ class ScoreModel(FittedReward):
     :param action_space: needed for ``kind="action"``
     :param kind: ``"state"`` or ``"action"``
     :param n_levels: number of noise levels; by default three in one or two dimensions, four in more
-    :param n_noises: number of noises per level, even, because they come in pairs. A score takes ``n_levels * n_noises``
-        evaluations of the network per state
-    :param net_arch: widths of the hidden layers; by default two of 64, of 128 for more than eight dimensions
+    :param n_noises: number of noises per level, even, because they come in pairs; by default four, two with an exact
+        divergence. A score takes ``n_levels * n_noises`` evaluations of the network per state
+    :param net_arch: widths of the hidden layers; by default two of 64, two of 128 for more than eight dimensions, one of 512
+        for more than 32
     :param n_frequencies: octaves of sines and cosines of the state in the input of the network; by default three, none in
         more than 32 dimensions, where they take much time and help little
-    :param learning_rate: learning rate of Adam; by default 1e-2, 2e-3 for the wider network
+    :param learning_rate: learning rate of Adam; by default 1e-2, 2e-3 for layers of 128, 4e-3 for one of 512
     :param ema_rate: rate of the moving average of the weights
     :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
@@ -77,7 +92,7 @@ class ScoreModel(FittedReward):
         *,
         kind: Literal["state", "action"] = "state",
         n_levels: int | None = None,
-        n_noises: int = 4,
+        n_noises: int | None = None,
         net_arch: Sequence[int] | None = None,
         n_frequencies: int | None = None,
         learning_rate: float | None = None,
@@ -85,27 +100,29 @@ class ScoreModel(FittedReward):
         **kwargs: Any,
     ) -> None:
         check_choice("kind", kind, ("state", "action"))
-        if (n_levels is not None and n_levels < 1) or n_noises < 2 or n_noises % 2:
+        if (n_levels is not None and n_levels < 1) or (n_noises is not None and (n_noises < 2 or n_noises % 2)):
             raise ValueError(f"n_levels must be at least 1 and n_noises even and at least 2, got {n_levels} and {n_noises}.")
         self.needs_actions = kind == "action"
         super().__init__(observation_space, action_space, **kwargs)
         self.kind = kind
         dim = self._encode_actions.dim if self.needs_actions else self.observation_dim
         condition_dim = self.observation_dim if self.needs_actions else 0
-        is_wide = dim + condition_dim > 8
+        widths, default_rate = _network_size(dim, condition_dim)
         if n_frequencies is None:
             n_frequencies = 3 if dim <= 32 else 0
         self.noise_range = NoiseRange(dim, n_frequencies=n_frequencies, device=self.device)
         self.model = DiffusionModel(
             dim,
             condition_dim,
-            net_arch=net_arch or ([128, 128] if is_wide else [64, 64]),
+            net_arch=net_arch or widths,
             frequencies=self.noise_range.frequencies.tolist(),
-            learning_rate=learning_rate or (2e-3 if is_wide else 1e-2),
+            learning_rate=learning_rate or default_rate,
             ema_rate=ema_rate,
             seed=self.seed,
             device=self.device,
         )
+        if n_noises is None:
+            n_noises = 2 if CorrectedDenoisingError.supports(self.model.network) else 4
         noises = self._draw_noises(n_levels or (3 if dim <= 2 else 4), n_noises, dim)
         self.register_buffer("noises", noises)  # (n_levels, n_noises, dim)
         self.register_buffer("_ranking", th.ones((), dtype=th.float64))
@@ -142,11 +159,15 @@ class ScoreModel(FittedReward):
         # Midpoints of equal cells of the log-ratio, so that the ends of the range do not have double weight.
         low, high = (math.log(ratio) for ratio in self.noise_range.range)
         cells = (th.arange(n_levels, device=self.device) + 0.5) / n_levels
-        log_snr = -(low + (high - low) * cells)  # (n_levels,)
+        self._log_snr = -(low + (high - low) * cells)  # (n_levels,)
         network = self.model.average
-        level_features = network.noise_level(log_snr)
-        alpha, sigma = self.model.levels(log_snr)
-        self._denoising_error = DenoisingError(self.noises, alpha, sigma, level_features, network.features.frequencies)
+        level_features = network.noise_level(self._log_snr)
+        alpha, sigma = self.model.levels(self._log_snr)
+        self._denoising_error: DenoisingError | CorrectedDenoisingError
+        if CorrectedDenoisingError.supports(network):
+            self._denoising_error = CorrectedDenoisingError(self.noises, alpha, sigma, level_features)
+        else:
+            self._denoising_error = DenoisingError(self.noises, alpha, sigma, level_features, network.features.frequencies)
         self._has_changed = True
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
@@ -166,10 +187,11 @@ class ScoreModel(FittedReward):
         if (rarity > 0).sum() < len(rarity) // 2:
             return  # mostly repeated states, whose distances carry no information
         score = self._score_batch(self.noise_range.reference, None)
-        # Spearman's rank correlation.
-        ranks = th.stack([score, rarity]).argsort(dim=1).argsort(dim=1).double()
-        self._ranking.fill_(th.corrcoef(ranks)[0, 1])
-        self._n_lost.fill_(self._n_lost.item() + 1 if self.ranking < LOST_RANKING else 0)
+        self._ranking.fill_(_rank_correlation(score, rarity))
+        # Two estimates of rarity from different neighbors agree as far as there are differences in density.
+        halves = [self.noise_range.neighbor_distances(n_neighbors=4, among=slice(start, None, 2)) for start in (0, 1)]
+        least = LOST_RANKING if _rank_correlation(*halves) > RANKABLE else REVERSED_RANKING
+        self._n_lost.fill_(self._n_lost.item() + 1 if self.ranking < least else 0)
         if self._n_lost.item() == 3:
             warnings.warn(
                 f"The score no longer ranks states by rarity (rank correlation {self.ranking:.2f} with the distance between "
@@ -192,6 +214,19 @@ class ScoreModel(FittedReward):
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.model.load_training_state(state)
         self._apply_noise_range()
+
+
+def _network_size(dim: int, condition_dim: int) -> tuple[list[int], float]:
+    """Return the default widths of the hidden layers and the learning rate for them."""
+    if dim > 32:
+        return [512], 4e-3
+    return ([128, 128], 2e-3) if dim + condition_dim > 8 else ([64, 64], 1e-2)
+
+
+def _rank_correlation(first: th.Tensor, second: th.Tensor) -> float:
+    """Compute Spearman's rank correlation of two vectors ``(n,)``."""
+    ranks = th.stack([first, second]).argsort(dim=1).argsort(dim=1).double()
+    return th.corrcoef(ranks)[0, 1].item()
 
 
 @register_reward("edp")
