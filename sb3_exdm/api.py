@@ -12,7 +12,17 @@ from sb3_exdm.finetuning.relabel import relabel
 from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer
 from sb3_exdm.metrics import BinCoverage, StateCoverage, state_coverage
 from sb3_exdm.policies import DiffusionActor, DiffusionPolicy, DiffusionTD3Policy
-from sb3_exdm.recipes import Evaluation, FinetunedRun, PretrainedRun, clone, evaluate, finetune, pretrain, record_video
+from sb3_exdm.recipes import (
+    Evaluation,
+    FinetunedRun,
+    PretrainedRun,
+    clone,
+    evaluate,
+    finetune,
+    pretrain,
+    pretrain_seeds,
+    record_video,
+)
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
 from sb3_exdm.rewards.registry import REWARDS, load_reward, make_reward, register_reward
 from sb3_exdm.rewards.score import ScoreModel
@@ -55,6 +65,7 @@ __all__ = [
     "load_reward",
     "make_reward",
     "pretrain",
+    "pretrain_seeds",
     "record_video",
     "register_env_factory",
     "register_operator",

@@ -13,7 +13,6 @@ import pytest
 import torch as th
 from scipy import stats
 
-from sb3_exdm.benchmark import base
 from sb3_exdm.benchmark.coverage import PAPER_COVERAGE, CoverageBenchmark
 from sb3_exdm.benchmark.execute import is_complete, run_missing
 from sb3_exdm.benchmark.plan import PlannedRun, short_name, sweep
@@ -21,7 +20,7 @@ from sb3_exdm.benchmark.statistics import mean_interval, rate_interval, success_
 from sb3_exdm.benchmark.tables import interval_table, markdown_table, value_at
 from sb3_exdm.envs import MAZE_NAMES
 from sb3_exdm.rewards.registry import REWARDS
-from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig, parse_seeds
 from sb3_exdm.runs.folder import RunFolder, RunInterrupted
 
 MAZE = "Maze2d-SquareA-v0"
@@ -138,12 +137,12 @@ def test_short_names():
 
 
 def test_seeds_on_the_command_line():
-    assert base._parse_seeds(["3"]) == (0, 1, 2)
-    assert base._parse_seeds(["10-12"]) == (10, 11, 12)
-    assert base._parse_seeds(["7-7"]) == (7,)
+    assert parse_seeds(["3"]) == (0, 1, 2)
+    assert parse_seeds(["10-12"]) == (10, 11, 12)
+    assert parse_seeds(["7-7"]) == (7,)
     for text in ("-3", "1,2", "many"):
         with pytest.raises(ValueError, match="a range such as 10-14"):
-            base._parse_seeds([text])
+            parse_seeds([text])
 
 
 # Execution ----------------------------------------------------------------------------------------------------------------

@@ -54,13 +54,14 @@ class FusedSAC(SAC):
     """
 
     _networks: "_Networks | None" = None
+    _acting: "_ActingNetworks | None" = None
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._networks = None
+        self._networks, self._acting = None, None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_networks"]
+        return [*super()._excluded_save_params(), "_networks", "_acting"]
 
     def unsupported(self) -> str | None:
         """Return why the update cannot be fused, None if it can."""
@@ -102,8 +103,9 @@ class FusedSAC(SAC):
         :param deterministic: take the mean instead of a sample
         :return: actions in the units of the environment ``(n, *action_space.shape)``, and ``state``
         """
-        networks = self._fused_networks()
-        shape = self.observation_space.shape
+        if self._acting is None or not self._acting.is_current(self.actor):
+            self._acting = _ActingNetworks(self.actor) if self.unsupported() is None else None
+        networks, shape = self._acting, self.observation_space.shape
         if networks is None or not isinstance(observation, np.ndarray) or observation.shape[1:] != shape:
             return super().predict(observation, state, episode_start, deterministic)
         with th.inference_mode():
@@ -301,7 +303,7 @@ class _Networks:
             # (1, 1), for several models (n_models, 1, 1)
             self.log_ent_coef = self.optimizers[-1].values.view(*([len(models)] if len(models) > 1 else []), 1, 1)
         self.target = FlatParameters(*(model.critic_target.parameters() for model in models))  # in the order of the critic's
-        self._extractor = actor.features_extractor  # has no parameters
+        self._extractor: Any = actor.features_extractor  # has no parameters
         self.trunk = DenseLayers(_linear(actor.latent_pi), self.actor_optimizer, activate_last=True)
         # One stack for both heads would copy their weights: two products are cheaper.
         self.mean = DenseLayers(_linear([actor.mu]), self.actor_optimizer)
@@ -334,6 +336,24 @@ class _Networks:
     def update_target(self, tau: float) -> None:
         """Move the target critics towards the critics (Polyak averaging)."""
         self.target.values.lerp_(self.critic_optimizer.values, tau)
+
+
+class _ActingNetworks:
+    """
+    The networks that act.
+
+    :param actor: actor whose update can be fused
+    """
+
+    def __init__(self, actor: Actor) -> None:
+        self.features: Any = actor.features_extractor
+        self.trunk = DenseLayers(_linear(actor.latent_pi), activate_last=True)
+        self.mean, self.log_std = DenseLayers(_linear([actor.mu])), DenseLayers(_linear([actor.log_std]))
+
+    def is_current(self, actor: Actor) -> bool:
+        """Tell whether the actor still has these weights, and not a copy in other memory."""
+        (layer,) = _linear([actor.mu])
+        return self.mean.weights[0].data_ptr() == layer.weight.data_ptr()
 
     def actions(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
         """

@@ -1,6 +1,5 @@
 """Settings and steps that benchmarks share: plan, run what is missing, report what is complete."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from tyro.conf import arg
-from tyro.constructors import PrimitiveConstructorSpec
 
 from sb3_exdm.benchmark.execute import is_complete, run_missing
 from sb3_exdm.benchmark.plan import PlannedRun
@@ -16,7 +14,7 @@ from sb3_exdm.benchmark.tables import write_text
 from sb3_exdm.common.validation import check_choice
 from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.rewards.registry import REWARDS
-from sb3_exdm.runs.config import AtLeast, Config, FinetuneConfig, OneOf, PretrainConfig
+from sb3_exdm.runs.config import AtLeast, Config, FinetuneConfig, OneOf, PretrainConfig, Seeds
 from sb3_exdm.runs.folder import versions
 
 GAUSSIAN, SCRATCH = "gaussian", "scratch"
@@ -24,27 +22,6 @@ METHODS = (*OPERATORS, GAUSSIAN, SCRATCH)
 """The operators; the Gaussian policy that explored, improved by the algorithm that trained it; the same from scratch."""
 REUSE_DATA = {"both": (False, True), "no": (False,), "yes": (True,)}
 """Values of the flag, and of ``reuse_data`` in the runs."""
-
-
-def _parse_seeds(words: list[str]) -> tuple[int, ...]:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", words[0])
-    if match is None:
-        raise ValueError("expected a number of seeds, such as 5 for 0 to 4, or a range such as 10-14")
-    first, last = match.groups()
-    return tuple(range(int(first)) if last is None else range(int(first), int(last) + 1))
-
-
-Seeds = Annotated[
-    tuple[int, ...],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N|A-B",
-        instance_from_str=_parse_seeds,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [f"{value[0]}-{value[-1]}" if value else "0"],
-    ),
-]
-"""Seeds; on the command line their number, or the first and the last."""
 
 
 Folder = Annotated[Path, arg(metavar="FOLDER")]

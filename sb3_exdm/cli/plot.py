@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from sb3_exdm.cli.parsing import parse
 from sb3_exdm.plots import default_metric, plot_runs
+from sb3_exdm.plots.curves import X_LABELS
 from sb3_exdm.runs.folder import RunFolder
 
 DESCRIPTION = """\
@@ -32,6 +33,8 @@ class Flags:
         str | None, arg(metavar="COLUMN", help_behavior_hint="(default: coverage, or else success_rate or mean_reward)")
     ] = None
     """Column of progress.csv to draw."""
+    x: Annotated[str, arg(metavar=f"{{{','.join(X_LABELS)}}}")] = "timesteps"
+    """Column of the x axis."""
 
 
 def run(argv: list[str]) -> None:
@@ -42,4 +45,4 @@ def run(argv: list[str]) -> None:
     """
     flags: Flags = parse(Flags, argv, "exdm plot", DESCRIPTION)
     metric = flags.metric or default_metric([RunFolder(folder).record() for folder in flags.runs])
-    print(plot_runs(flags.runs, flags.out or Path(f"{metric}.png"), metric=metric))
+    print(plot_runs(flags.runs, flags.out or Path(f"{metric}.png"), metric=metric, x=flags.x))

@@ -1,9 +1,14 @@
 """``exdm pretrain``."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from sb3_exdm.cli.parsing import RunOptions, file_name, parse, run_and_report
-from sb3_exdm.runs.config import PretrainConfig
+from tyro.conf import arg
+
+from sb3_exdm.cli.parsing import RunOptions, describe, file_name, parse, run_and_report
+from sb3_exdm.recipes import pretrain_seeds
+from sb3_exdm.runs.config import PretrainConfig, Seeds
 
 DESCRIPTION = """\
 Explore an environment without its reward.
@@ -22,6 +27,9 @@ class Flags:
 
     settings: PretrainConfig
     run: RunOptions
+    seeds: Annotated[Seeds | None, arg(help_behavior_hint="(default: one run, with --seed)")] = None
+    """Explore with several seeds in one process, A to B, or 0 to N-1: a run folder for each in the output folder. Only for
+    sac, whose updates are made for all of them together."""
 
 
 def run(argv: list[str]) -> None:
@@ -32,4 +40,20 @@ def run(argv: list[str]) -> None:
     """
     flags: Flags = parse(Flags, argv, "exdm pretrain", DESCRIPTION)
     config = flags.settings
-    run_and_report(config, flags.run, file_name(config.env_id, config.algo, config.reward, config.seed))
+    if flags.seeds is None:
+        run_and_report(config, flags.run, file_name(config.env_id, config.algo, config.reward, config.seed))
+        return
+    flags.run.use_threads()
+    settings = config.to_kwargs()
+    del settings["seed"]
+    runs = pretrain_seeds(
+        settings.pop("env_id"),
+        flags.seeds,
+        out=flags.run.out or Path("runs") / file_name(config.env_id, config.algo, config.reward, "seeds"),
+        overwrite=flags.run.overwrite,
+        device=flags.run.device,
+        progress_bar=not flags.run.quiet,
+        **settings,
+    )
+    if not flags.run.quiet:
+        print("\n\n".join(map(describe, runs)))

@@ -236,7 +236,8 @@ class DenseLayers:
     All arrays have the shape ``(batch, width)``, for stacked networks ``(n_networks, batch, width)``.
 
     :param layers: linear layers with bias, those of the first network if they are stacked
-    :param parameters: parameters of all layers; a :class:`FlatAdam` for layers that are trained
+    :param parameters: parameters of all layers; a :class:`FlatAdam` for layers that are trained, None for those of ``layers``
+        as they are
     :param activation: activation function
     :param activate_last: apply the activation after the last layer too
     """
@@ -244,13 +245,16 @@ class DenseLayers:
     def __init__(
         self,
         layers: Sequence[nn.Linear],
-        parameters: FlatParameters,
+        parameters: FlatParameters | None = None,
         activation: Activation = RELU,
         activate_last: bool = False,
     ) -> None:
-        self.weights = [parameters.value_of(layer.weight) for layer in layers]  # each (..., width_out, width_in)
+        def value(parameter: th.Tensor) -> th.Tensor:
+            return parameter.data if parameters is None else parameters.value_of(parameter)
+
+        self.weights = [value(layer.weight) for layer in layers]  # each (..., width_out, width_in)
         self._transposed = [weight.mT for weight in self.weights]
-        biases = [parameters.value_of(layer.bias) for layer in layers]
+        biases = [value(layer.bias) for layer in layers]
         self._is_stacked = self.weights[0].ndim == 3
         self._biases = [bias.unsqueeze(1) for bias in biases] if self._is_stacked else biases
         self.activation = activation

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_exdm.common.validation import check_choice
 from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.plots.style import COLORS, as_vector, check_picture_path, draw_ceiling, new_figure, save_figure, style_curves
 from sb3_exdm.runs.folder import CONFIG, PROGRESS, RunFolder, RunRecord
@@ -23,6 +24,8 @@ _UNFINISHED: Any = (0, (4, 2))
 _METRICS = ("coverage", "success_rate", "mean_reward")
 _GROUP_BY = ("reward", "algo")
 _FINETUNE_GROUP_BY = ("policy", "operator", "algo", "pretrained", "reuse_data")
+X_LABELS = {"timesteps": "environment steps", "seconds": "seconds"}
+"""Columns of the x axis."""
 _YLABELS = {"coverage": "visited bins", "success_rate": "success rate", "mean_reward": "return"}
 
 
@@ -118,6 +121,7 @@ def plot_runs(
     *,
     metric: str | None = None,
     group_by: Sequence[str] | None = None,
+    x: str = "timesteps",
 ) -> Path:
     """
     Plot the curves of several runs, one panel per environment.
@@ -130,12 +134,14 @@ def plot_runs(
     :param metric: column of ``progress.csv``; see :func:`default_metric`
     :param group_by: settings in ``config.json`` with a curve for each value, besides ``"env_id"``. Default: reward and
         algorithm; for fine-tuning policy, operator, algorithm, pre-trained or not, and reused data or not
+    :param x: column of the x axis, ``"timesteps"`` or ``"seconds"``
     :return: ``path``
     :raises ArtifactError: if a folder cannot be used, see :meth:`~sb3_exdm.runs.folder.RunFolder.record`
     :raises ValueError: if there are no folders, the metric or a setting is unknown, the runs count visited bins of different
         widths, or ``path`` is not an image file
     """
     path = check_picture_path(path)
+    check_choice("x", x, X_LABELS)
     folders = {Path(folder).resolve(): folder for folder in run_folders}
     if not folders:
         raise ValueError("There is nothing to plot: name at least one run folder.")
@@ -145,7 +151,7 @@ def plot_runs(
             raise ValueError("Runs of exdm pretrain and of exdm finetune have different metrics; plot them separately.")
         group_by = _FINETUNE_GROUP_BY if runs[0].is_finetuned else _GROUP_BY
     metric = metric or default_metric(runs)
-    panels = _panels(runs, metric, [field for field in group_by if field != "env_id"])
+    panels = _panels(runs, x, metric, [field for field in group_by if field != "env_id"])
     unknown_bins = _check_bins(runs) if metric == "coverage" else set()
     n_columns = 2 if len(panels) == 4 else min(len(panels), 4 if len(panels) > 6 else 3)
     n_rows = math.ceil(len(panels) / n_columns)
@@ -159,7 +165,7 @@ def plot_runs(
     for axes, (env_id, lines) in zip(grid.flat, panels.items(), strict=False):
         for line in lines:
             handles[line.label] = _draw_line(axes, line, labels.index(line.label))
-        _finish_panel(axes, env_id, metric, is_first=axes in grid[:, 0])
+        _finish_panel(axes, env_id, x, metric, is_first=axes in grid[:, 0])
         if env_id in unknown_bins:
             axes.set_ylabel("visited bins (widths may differ)")
     for axes in grid.flat[len(panels) :]:
@@ -205,7 +211,7 @@ class _Line:
         return steps, np.stack([np.interp(steps, *curve) for curve in self.curves])
 
 
-def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, list[_Line]]:
+def _panels(runs: list[RunRecord], x: str, metric: str, fields: list[str]) -> dict[str, list[_Line]]:
     """Curves of each panel, by env id."""
     for run in runs:
         for field in fields:
@@ -226,7 +232,7 @@ def _panels(runs: list[RunRecord], metric: str, fields: list[str]) -> dict[str, 
             label = f"{label}, seed {run.config['seed']} (unfinished)"
         line = panels.setdefault(run.config["env_id"], {}).setdefault(key, _Line(label, run.finished, []))
         known = np.isfinite(run.progress[metric])
-        line.curves.append((run.progress["timesteps"][known], run.progress[metric][known]))
+        line.curves.append((run.progress[x][known], run.progress[metric][known]))
     # Unfinished runs last and so on top, because they may equal a finished run with the same seed.
     return {env_id: sorted(lines.values(), key=lambda line: not line.finished) for env_id, lines in panels.items()}
 
@@ -271,7 +277,7 @@ def _draw_line(axes: Axes, line: _Line, index: int) -> Any:
     return handle
 
 
-def _finish_panel(axes: Axes, env_id: str, metric: str, is_first: bool) -> None:
+def _finish_panel(axes: Axes, env_id: str, x: str, metric: str, is_first: bool) -> None:
     ceiling = _ceiling(env_id) if metric == "coverage" else None
     ylabel = _YLABELS.get(metric, metric)
     if ceiling is not None:
@@ -282,7 +288,7 @@ def _finish_panel(axes: Axes, env_id: str, metric: str, is_first: bool) -> None:
         axes.set_ylim(0, 1.05)
     elif axes.get_ylim()[0] > 0:
         axes.set_ylim(bottom=0)
-    style_curves(axes, ylabel, env_id)
+    style_curves(axes, ylabel, env_id, X_LABELS[x])
     axes.set_xlim(left=0)
 
 

@@ -61,11 +61,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def style_curves(axes: Axes, ylabel: str, title: str | None) -> None:
-    """Set labels, grid and ticks of axes with curves over environment steps."""
+def style_curves(axes: Axes, ylabel: str, title: str | None, xlabel: str = "environment steps") -> None:
+    """Set labels, grid and ticks of axes with curves."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if title:
         axes.set_title(title, fontsize=11)

@@ -6,11 +6,21 @@ from typing import Any
 from sb3_exdm.recipes.behavior_cloning import clone
 from sb3_exdm.recipes.evaluation import Evaluation, evaluate
 from sb3_exdm.recipes.finetuning_run import FinetunedRun, finetune, resolve_finetune
-from sb3_exdm.recipes.pretraining import PretrainedRun, pretrain, resolve_pretrain
+from sb3_exdm.recipes.pretraining import PretrainedRun, pretrain, pretrain_seeds, resolve_pretrain
 from sb3_exdm.recipes.video import record_video
 from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
 
-__all__ = ["Evaluation", "FinetunedRun", "PretrainedRun", "clone", "evaluate", "finetune", "pretrain", "record_video"]
+__all__ = [
+    "Evaluation",
+    "FinetunedRun",
+    "PretrainedRun",
+    "clone",
+    "evaluate",
+    "finetune",
+    "pretrain",
+    "pretrain_seeds",
+    "record_video",
+]
 
 
 def run_config(config: PretrainConfig | FinetuneConfig, out: Path, **options: Any) -> PretrainedRun | FinetunedRun:

@@ -1,6 +1,7 @@
 """Reward-free pre-training."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_exdm.algorithms.stacked import RandomState
 from sb3_exdm.common.spaces import SpaceEncoder
 from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.exploration.callbacks import ExplorationCallback, TransitionRecorder
@@ -21,7 +23,7 @@ from sb3_exdm.metrics import BinCoverage, StateCoverage
 from sb3_exdm.plots import plot_coverage, plot_reward, plot_visits
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.recipes.behavior_cloning import can_clone, clone_agent
-from sb3_exdm.recipes.training import train
+from sb3_exdm.recipes.training import train, train_together
 from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.config import PretrainConfig
@@ -97,21 +99,76 @@ def pretrain(
     """
     source = EnvSource.of(env)
     config = PretrainConfig.make(env_id=source.id, total_timesteps=total_timesteps, **settings)
-    check_device(device)
-    _check_kwargs(config)
-    vec_env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
+    run = _Exploration(source, config, device, None if out is None else Path(out), overwrite, progress_bar)
     try:
-        config = _resolve(config, source, vec_env)
-        coverage = _make_coverage(config, source, vec_env.observation_space)
-        content = {"command": "pretrain", **config.to_dict()}
-        model, reward_model = _build(config, vec_env, device)
-        folder = None
-        if out is not None:
-            folder = RunFolder(out)
-            folder.create(content, overwrite)
-        return _explore(config, model, reward_model, coverage, folder, callback, progress_bar)
+        train(
+            run.model,
+            total_timesteps,
+            [run.callback],
+            callback,
+            folder=run.folder,
+            log=run.log,
+            log_interval=run.log_interval,
+            reward_model=run.reward_model,
+            on_interrupt=run.callback.finish,
+        )
+        return run.finish()
     finally:
-        vec_env.close()
+        run.close()
+
+
+def pretrain_seeds(
+    env: EnvLike,
+    seeds: Sequence[int],
+    total_timesteps: int = 100_000,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress_bar: bool = True,
+    **settings: Any,
+) -> list[PretrainedRun]:
+    """
+    Explore with several seeds in one process, with one update for all agents.
+
+    Every run draws the random numbers that it would draw alone, and ends with the same results up to the growth of rounding
+    errors. With small networks, most of the time of an update is overhead that the runs share.
+
+    :param env: see :func:`pretrain`
+    :param seeds: seeds, all different
+    :param total_timesteps: number of steps of each run
+    :param out: folder with a run folder ``seed-N`` for each seed; None writes nothing
+    :param overwrite: replace the runs in ``out``
+    :param device: PyTorch device
+    :param progress_bar: show a progress bar on a terminal
+    :param settings: further fields of :class:`~sb3_exdm.runs.config.PretrainConfig` but ``seed``; only ``algo="sac"``
+    :return: runs in the order of the seeds
+    :raises ValueError: see :func:`pretrain`, and for an algorithm or hyper-parameters whose update cannot be fused
+    :raises FileExistsError: see :func:`pretrain`
+    :raises RunInterrupted: if stopped from the keyboard; a checkpoint of every run is in ``out``
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must name at least one seed, and each only once, got {list(seeds)}.")
+    if settings.get("algo", "sac") != "sac":
+        raise ValueError(f'Several seeds learn together only with algo="sac", got {settings["algo"]!r}.')
+    source = EnvSource.of(env)
+    runs: list[_Exploration] = []
+    random_states = [RandomState(seed) for seed in seeds]
+    try:
+        for i, (seed, random_state) in enumerate(zip(seeds, random_states, strict=True)):
+            config = PretrainConfig.make(env_id=source.id, total_timesteps=total_timesteps, seed=seed, **settings)
+            folder = None if out is None else Path(out) / f"seed-{seed}"
+            with random_state.active():
+                runs.append(_Exploration(source, config, device, folder, overwrite, progress_bar and i == 0))
+        train_together(runs, total_timesteps, random_states)
+        results = []
+        for run, random_state in zip(runs, random_states, strict=True):
+            with random_state.active():
+                results.append(run.finish())
+        return results
+    finally:
+        for run in runs:
+            run.close()
 
 
 def resolve_pretrain(config: PretrainConfig) -> PretrainConfig:
@@ -206,68 +263,87 @@ def _build(config: PretrainConfig, env: VecEnv, device: str) -> tuple[BaseAlgori
     return model, model.replay_buffer.reward_model
 
 
-def _explore(
-    config: PretrainConfig,
-    model: BaseAlgorithm,
-    reward_model: IntrinsicReward,
-    coverage: StateCoverage | BinCoverage | None,
-    folder: RunFolder | None,
-    user_callback: MaybeCallback,
-    progress_bar: bool,
-) -> PretrainedRun:
-    """Train, fit the policy, write."""
-    start = time.perf_counter()
-    observation_space, action_space = model.observation_space, model.action_space
-    recorder = None
-    if TransitionRecorder.fits(observation_space, action_space, config.total_timesteps):
-        recorder = TransitionRecorder(observation_space, action_space, config.total_timesteps)
-    log = None if folder is None else folder.progress_log()
-    reports: list[dict[str, float]] = []
+class _Exploration:
+    """
+    A run from its construction to its files.
 
-    def on_report(report: dict[str, float]) -> None:
-        reports.append(report)
-        if log is not None:
-            log.write(report)
+    :param source: environment
+    :param config: settings
+    :param device: PyTorch device
+    :param out: run folder to create; None writes nothing
+    :param overwrite: replace the run in ``out``
+    :param progress_bar: show a progress bar on a terminal
+    """
 
-    def on_checkpoint(timesteps: int) -> None:
-        if folder is not None:
-            folder.save_models(model, reward_model, timesteps)
-
-    callback = ExplorationCallback(
-        config.total_timesteps,
-        coverage=coverage,
-        recorder=recorder,
-        on_report=on_report,
-        checkpoint_freq=config.checkpoint_freq,
-        on_checkpoint=on_checkpoint,
-        progress_bar=progress_bar,
-    )
-    train(
-        model,
-        config.total_timesteps,
-        [callback],
-        user_callback,
-        folder=folder,
-        log=log,
-        log_interval=1 if config.algo == "ppo" else 5 * config.n_envs,
-        reward_model=reward_model,
-        on_interrupt=callback.finish,
-    )
-    policy, gaussian = None, None
-    if config.policy_steps and recorder is not None and can_clone(observation_space, action_space):
-        policy, gaussian = clone_agent(
-            model, recorder.arrays(), config.policy_steps, seed=config.seed, progress_bar=progress_bar
+    def __init__(
+        self, source: EnvSource, config: PretrainConfig, device: str, out: Path | None, overwrite: bool, progress_bar: bool
+    ) -> None:
+        check_device(device)
+        _check_kwargs(config)
+        self.start = time.perf_counter()
+        self.progress_bar = progress_bar
+        self.env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
+        try:
+            self.config = _resolve(config, source, self.env)
+            self.coverage = _make_coverage(self.config, source, self.env.observation_space)
+            self.model, self.reward_model = _build(self.config, self.env, device)
+            self.folder = None
+            if out is not None:
+                self.folder = RunFolder(out)
+                self.folder.create({"command": "pretrain", **self.config.to_dict()}, overwrite)
+        except BaseException:
+            self.env.close()
+            raise
+        self.recorder = None
+        observation_space, action_space = self.model.observation_space, self.model.action_space
+        if TransitionRecorder.fits(observation_space, action_space, config.total_timesteps):
+            self.recorder = TransitionRecorder(observation_space, action_space, config.total_timesteps)
+        self.log = None if self.folder is None else self.folder.progress_log()
+        self.log_interval = 1 if config.algo == "ppo" else 5 * config.n_envs
+        self.reports: list[dict[str, float]] = []
+        self.callback = ExplorationCallback(
+            config.total_timesteps,
+            coverage=self.coverage,
+            recorder=self.recorder,
+            on_report=self._report,
+            checkpoint_freq=config.checkpoint_freq,
+            on_checkpoint=self._save_checkpoint,
+            progress_bar=progress_bar,
         )
-    summary = _summarize(config, model, coverage, callback.seconds, time.perf_counter() - start)
-    if folder is not None:
-        folder.save_models(model, reward_model)
-        if policy is not None:
-            policy.save(folder.path / POLICY, gaussian)
-        if recorder is not None:
-            folder.save_transitions(recorder.arrays())
-        _draw(folder, config, reports, recorder, reward_model, coverage)
-        folder.write_summary(summary)
-    return PretrainedRun(None if folder is None else folder.path, summary, model, reward_model, policy)
+
+    def _report(self, report: dict[str, float]) -> None:
+        self.reports.append(report)
+        if self.log is not None:
+            self.log.write(report)
+
+    def _save_checkpoint(self, timesteps: int) -> None:
+        if self.folder is not None:
+            self.folder.save_models(self.model, self.reward_model, timesteps)
+
+    def finish(self) -> PretrainedRun:
+        """Fit the policy, and write."""
+        config, model, folder, recorder = self.config, self.model, self.folder, self.recorder
+        policy, gaussian = None, None
+        if config.policy_steps and recorder is not None and can_clone(model.observation_space, model.action_space):
+            policy, gaussian = clone_agent(
+                model, recorder.arrays(), config.policy_steps, seed=config.seed, progress_bar=self.progress_bar
+            )
+        summary = _summarize(config, model, self.coverage, self.callback.seconds, time.perf_counter() - self.start)
+        if folder is not None:
+            folder.save_models(model, self.reward_model)
+            if policy is not None:
+                policy.save(folder.path / POLICY, gaussian)
+            if recorder is not None:
+                folder.save_transitions(recorder.arrays())
+            _draw(folder, config, self.reports, recorder, self.reward_model, self.coverage)
+            folder.write_summary(summary)
+        return PretrainedRun(None if folder is None else folder.path, summary, model, self.reward_model, policy)
+
+    def close(self) -> None:
+        """Close the environments and the log."""
+        self.env.close()
+        if self.log is not None:
+            self.log.close()
 
 
 def _summarize(

@@ -1,12 +1,16 @@
 """The training loop of recipes: logs, and checkpoints of interrupted runs."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_exdm.algorithms.sac import FusedSAC
+from sb3_exdm.algorithms.stacked import RandomState, learn_together
+from sb3_exdm.exploration.callbacks import ExplorationCallback
 from sb3_exdm.rewards.base import IntrinsicReward
 from sb3_exdm.runs.folder import TENSORBOARD, ProgressLog, RunFolder, RunInterrupted
 
@@ -37,8 +41,7 @@ def train(
     :param on_interrupt: called when stopped from the keyboard, before anything is saved
     :raises RunInterrupted: if stopped from the keyboard; a checkpoint is in the run folder
     """
-    # An empty list of formats keeps SB3's logger silent.
-    model.set_logger(configure(None, []) if folder is None else configure(str(folder.path / TENSORBOARD), ["tensorboard"]))
+    model.set_logger(_logger(folder))
     try:
         model.learn(total_timesteps, callback=[*callbacks, *_as_list(user_callback)], log_interval=log_interval)
     except KeyboardInterrupt:
@@ -52,6 +55,50 @@ def train(
     finally:
         if log is not None:
             log.close()
+
+
+class Run(Protocol):
+    """What :func:`train_together` needs of a run."""
+
+    model: BaseAlgorithm
+    reward_model: IntrinsicReward
+    folder: RunFolder | None
+    callback: ExplorationCallback
+    log_interval: int
+
+
+def train_together(runs: Sequence[Run], total_timesteps: int, random_states: Sequence[RandomState]) -> None:
+    """
+    Train the agents of several runs that differ only in their seeds, see
+    :func:`~sb3_exdm.algorithms.stacked.learn_together`.
+
+    :param runs: runs
+    :param total_timesteps: number of steps of each run
+    :param random_states: random generators of each run
+    :raises RunInterrupted: if stopped from the keyboard; checkpoints are in the run folders
+    """
+    models = []
+    for run in runs:
+        assert isinstance(run.model, FusedSAC)
+        run.model.set_logger(_logger(run.folder))
+        models.append(run.model)
+    callbacks = [CallbackList([run.callback]) for run in runs]
+    try:
+        learn_together(models, total_timesteps, callbacks, random_states, runs[0].log_interval)
+    except KeyboardInterrupt:
+        for run in runs:
+            run.callback.finish()
+            if run.folder is not None:
+                run.folder.save_models(run.model, run.reward_model, run.model.num_timesteps)
+        kept = "nothing was saved, because no output folder was given"
+        if runs[0].folder is not None:
+            kept = f"the agents are saved in {runs[0].folder.path.parent}"
+        raise RunInterrupted(f"Interrupted after {models[0].num_timesteps} of {total_timesteps} steps; {kept}.") from None
+
+
+def _logger(folder: RunFolder | None) -> Logger:
+    """TensorBoard in the run folder. An empty list of formats keeps SB3's logger silent."""
+    return configure(None, []) if folder is None else configure(str(folder.path / TENSORBOARD), ["tensorboard"])
 
 
 def _as_list(callback: MaybeCallback) -> list[BaseCallback]:

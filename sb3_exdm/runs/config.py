@@ -6,6 +6,7 @@ sweep. Its docstring is the help. To add a setting, add a field here and use it 
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -170,6 +171,33 @@ class Config:
         :return: fields that differ
         """
         return [name for name, value in self.to_dict().items() if content.get(name) != value]
+
+
+def parse_seeds(words: list[str]) -> tuple[int, ...]:
+    """
+    Parse seeds from the command line.
+
+    :param words: a number of seeds, such as ``["5"]`` for 0 to 4, or a range such as ``["10-14"]``
+    :raises ValueError: for anything else
+    """
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", words[0])
+    if match is None:
+        raise ValueError("expected a number of seeds, such as 5 for 0 to 4, or a range such as 10-14")
+    first, last = match.groups()
+    return tuple(range(int(first)) if last is None else range(int(first), int(last) + 1))
+
+
+Seeds = Annotated[
+    tuple[int, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N|A-B",
+        instance_from_str=parse_seeds,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [f"{value[0]}-{value[-1]}" if value else "0"],
+    ),
+]
+"""Seeds; on the command line their number, or the first and the last."""
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:
