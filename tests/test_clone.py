@@ -72,7 +72,7 @@ def test_a_clone_has_both_modes_of_a_replay_buffer(tmp_path):
     np.testing.assert_allclose(actor.features.mean, observations.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(actor.features.std, observations.std(axis=0), rtol=1e-4)
     # The file holds the same, and a policy starts from it.
-    loaded, gaussian = load_pretrained(tmp_path, "cpu")
+    loaded, gaussian, _ = load_pretrained(tmp_path, "cpu")
     assert same_policy(actor, loaded) and gaussian is None and loaded.config["net_arch"] == [48, 48]
     assert_both_modes(loaded)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
@@ -137,11 +137,11 @@ def explored(tmp_path_factory):
 
 @pytest.mark.slow
 def test_clone_of_a_run_is_what_pretraining_fits(explored, tmp_path):
-    first, gaussian = load_pretrained(explored.path, "cpu")
+    first, gaussian, _ = load_pretrained(explored.path, "cpu")
     assert same_policy(first, explored.policy)
     again = clone(explored.path, tmp_path / "again", **{**QUICK, "gradient_steps": 50, "batch_size": 512, "policy_kwargs": {}})
     th.testing.assert_close(again.state_dict(), first.state_dict())
-    _, gaussian_again = load_pretrained(tmp_path / "again", "cpu")
+    _, gaussian_again, _ = load_pretrained(tmp_path / "again", "cpu")
     th.testing.assert_close(gaussian_again.state_dict(), gaussian.state_dict())
 
 
@@ -151,7 +151,7 @@ def test_gaussian_of_a_run_acts_as_the_agent_did(cloned, explored, tmp_path):
     if cloned:
         clone(path, tmp_path, **QUICK)
         path = tmp_path
-    actor, gaussian = load_pretrained(path, "cpu")
+    actor, gaussian, _ = load_pretrained(path, "cpu")
     env = EnvSource.of("UnboundedPendulum-v0").make_vec(2, 0)
     model = sb3_exdm.RunFolder(explored.path).load_model(env, device="cpu")
     normalizer = model.get_env()
@@ -179,7 +179,7 @@ def test_gaussian_only_where_there_is_one():
         quick = {"algo_kwargs": settings, "policy_steps": 0, "progress_bar": False, "device": "cpu"}
         run = sb3_exdm.pretrain("Maze2d-SquareA-v0", 80, algo=algo, **quick)
         with nullcontext() if name == "sac" else pytest.warns(UserWarning, match="Gaussian policy is not saved"):
-            policy, gaussian = clone_agent(run.model, two_rows(), 1)
+            policy, gaussian, _ = clone_agent(run.model, two_rows(), 1)
         assert (gaussian is not None) == (name == "sac")
         if gaussian is not None:
             obs = np.random.default_rng(0).uniform([-0.5, -4.5], [4.5, 0.5], (20, 2))

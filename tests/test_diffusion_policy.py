@@ -364,24 +364,26 @@ class TestActing:
     def test_each_environment_is_explored_by_its_actor(self):
         """The generator is used in an order that does not depend on the process."""
         policy = make_model().policy
-        features = policy.features(th.as_tensor(observations(6)))
+        features = policy.features(th.as_tensor(observations(8)))
         generator = policy.actor.model.generator
-        for order in permutations(("policy", "behavior", "gaussian")):
+        for order in permutations(("policy", "behavior", "gaussian", "behavior_gaussian")):
             actors = [*order, *order]
-            state = ExplorationState(actors, 0.1, 0.6, th.full((6, 2), 0.5))
+            state = ExplorationState(actors, 0.1, 0.6, th.full((8, 2), 0.5))
             states = generator.get_state(), policy.behavior.generator.get_state()
             explored = policy._explore(features, state)
             generator.set_state(states[0])
             policy.behavior.generator.set_state(states[1])
             with th.no_grad():
                 for actor in order:
-                    rows = [i for i in range(6) if actors[i] == actor]
+                    rows = [i for i in range(8) if actors[i] == actor]
                     if actor == "policy":
                         expected = policy.act(features[rows])
                         expected = (expected + 0.1 * th.randn(2, 2, generator=generator)).clamp(-1, 1)
-                    elif actor == "behavior":
+                    elif actor.startswith("behavior"):
                         start = 0.6 * 0.5 + 0.8 * th.randn(2, 2, generator=generator)
                         expected = policy.actor.sample_actions(features[rows], 1, start, policy.behavior)[:, 0]
+                        if actor == "behavior_gaussian":
+                            expected, _ = policy.behavior_gaussian.action_log_prob(features[rows], start)
                         th.testing.assert_close(state.start_noise[rows], start)
                     else:
                         expected, _ = policy.gaussian.action_log_prob(features[rows], th.randn(2, 2, generator=generator))

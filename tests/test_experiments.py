@@ -67,7 +67,8 @@ def test_weighting_improves_the_behavior_of_the_bandit():
     """A short run on samples of the behavior itself: far from the figures of the benchmark, but on the way."""
     candidates = bandit.behavior_samples(20_000, seeded())
     exact = bandit.exact_samples(1 / 3, 4000, seeded(1))
-    weighted = bandit.draw(bandit.fit_weighted(candidates, 1 / 3, seed=0, gradient_steps=500), 2000)
+    behavior = bandit.fit_behavior(candidates, seed=0, gradient_steps=500)
+    weighted = bandit.draw(bandit.improve(behavior, "weighted", candidates, 1 / 3, seed=0, gradient_steps=500).policy, 2000)
     before = bandit.energy_distance(candidates[:2000], exact)
     assert bandit.energy_distance(weighted, exact) < 0.2 * before
 

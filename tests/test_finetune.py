@@ -24,6 +24,7 @@ from sb3_exdm.finetuning import callback as callback_module
 from sb3_exdm.finetuning.critics import Batch, ExpectileValue, GaussianUpdate, expectile_loss, support_value
 from sb3_exdm.finetuning.operators import make_operator
 from sb3_exdm.policies import ActionSelection, DiffusionPolicy
+from sb3_exdm.policies.diffusion_actor import load_pretrained
 from sb3_exdm.recipes.evaluation import play
 from sb3_exdm.recipes.evaluation_callback import EvaluationCallback
 from sb3_exdm.runs.envs import EnvSource
@@ -598,19 +599,49 @@ class TestRecipe:
         run = tiny_finetune(policy=policy)
         assert run.path is None and run.summary["pretrained"] is None and run.model._n_updates > 0
 
-    def test_gaussian_takes_over_what_acts_and_nothing_else(self, explored):
-        """The critics are new, and so are temperature and optimizers."""
-        explorer, model = (
-            RunFolder(explored).load_model(device="cpu"),
-            tiny_finetune(explored, policy="gaussian", steps=40).model,
-        )
-        actor = explorer.actor.state_dict()
-        assert model._n_updates == 0 and actor.keys() == model.actor.state_dict().keys()
-        assert all(th.equal(value, actor[key]) for key, value in model.actor.state_dict().items())
-        assert model.critic.n_critics == 2 and not model.critic.optimizer.state and not model.actor.optimizer.state
-        ours, theirs = model.critic.state_dict(), explorer.critic.state_dict()
-        assert not any(th.equal(ours[key], value) for key, value in theirs.items() if "weight" in key)
-        assert model.log_ent_coef.exp().item() == pytest.approx(0.01)
+    @pytest.mark.parametrize("start", ["last", "cloned"])
+    def test_gaussian_starts_from_a_pretrained_one(self, start, explored):
+        """The critics are new, and the warm-up is the Gaussian's own unless it is set."""
+        model = tiny_finetune(explored, policy="gaussian", start=start, steps=40).model
+        pretrained = load_pretrained(explored, "cpu")
+        expected = {"last": pretrained.gaussian, "cloned": pretrained.cloned}[start].state_dict()
+        for gaussian in (model.policy.gaussian, model.policy.behavior_gaussian):
+            assert all(th.equal(value, expected[key]) for key, value in gaussian.state_dict().items())
+        assert model._n_updates == 0 and model.critic.n_critics == 2 and not model.critic.optimizer.state
+        explorer = RunFolder(explored).load_model(device="cpu").actor.state_dict()
+        is_explorer = all(th.equal(value, explorer[key]) for key, value in expected.items())
+        assert is_explorer == (start == "last")
+
+    @pytest.mark.slow
+    def test_gaussian_acts_and_is_saved(self, explored, tmp_path):
+        run = tiny_finetune(explored, policy="gaussian", start="cloned", out=tmp_path / "run", kl_steps=20)
+        assert run.summary["policy"] == "gaussian" and run.summary["start"] == "cloned"
+        assert run.summary["warm_up"] == "gaussian" and run.summary["operator"] is None
+        selection = run.model.policy.action_selection
+        assert (selection.actor, selection.behavior, selection.gaussian) == (0, 0, 1) and run.model._n_updates > 0
+        assert not (tmp_path / "run" / "policy.safetensors").exists(), "nothing is distilled"
+        loaded = RunFolder(tmp_path / "run").load_model(device="cpu")
+        observations = RunFolder(explored).transitions()["observations"][:5]
+        features = run.model.policy.features(th.as_tensor(observations))
+        for model in (run.model, loaded):
+            scaled = model.policy.scale_action(model.predict(observations, deterministic=True)[0])
+            np.testing.assert_allclose(scaled, run.model.policy.gaussian.mode(features).detach().numpy(), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"correlation": 1.0}, "correlation must be below 1"),
+            ({"start": "first"}, "last"),
+            ({"warm_up": "uniform"}, "mixed"),
+        ],
+    )
+    def test_bad_starts(self, settings, message, explored):
+        with pytest.raises(ValueError, match=message):
+            tiny_finetune(explored, policy="gaussian", **settings)
+
+    def test_scratch_has_no_pretrained_policies(self):
+        with pytest.raises(ValueError, match="there is no pre-training"):
+            tiny_finetune(policy="gaussian", start="cloned")
 
     def test_diffusion_policy_brings_the_gaussian_along(self, explored):
         run = tiny_finetune(explored, steps=40)

@@ -1,6 +1,7 @@
 """Every registered intrinsic reward through the protocol they share, and rewards that users register."""
 
 import copy
+import importlib
 import importlib.util
 import sys
 
@@ -24,7 +25,8 @@ from sb3_exdm import (
     register_reward,
 )
 from sb3_exdm.common.serialization import ArtifactError, save_tree
-from sb3_exdm.rewards.base import REWARD_TRANSFORMS, transformed_reward
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS, scores_next_state, transformed_reward
+from sb3_exdm.rewards.features import MAX_DIM
 from sb3_exdm.rewards.rnd import RNDReward
 
 OBSERVATIONS = spaces.Box(-3.0, 3.0, (2,))
@@ -138,7 +140,8 @@ def test_fit_changes_the_score(name):
 @ALL
 def test_reward_is_standardized(name):
     model = make(name)
-    for seed in range(60):
+    # The error of RND falls fast at first, faster than its moments follow.
+    for seed in range(200 if name == "rnd" else 60):
         model.fit(*states(64, seed))
     reward = model.reward(*states(500))
     if name == "zero":
@@ -201,9 +204,9 @@ def test_every_argument_survives_saving(tmp_path):
     """An argument that is not saved would silently fall back to its default."""
     changed = {
         "score": dict(n_levels=2, n_noises=2, net_arch=[8, 8], n_frequencies=1, learning_rate=0.1, ema_rate=0.5),
-        "edp": dict(n_levels=3),
-        "exdm-paper": dict(n_draws=3, net_arch=[8], residual=True, dropout=0.2, learning_rate=0.1),
-        "rnd": dict(net_arch=[8, 4], embedding_dim=3, clip_obs=2.0, learning_rate=0.1),
+        "edp": dict(n_levels=3, n_frequencies=2),
+        "exdm-paper": dict(n_draws=3, net_arch=[8], residual=False, dropout=0.2, learning_rate=0.1),
+        "rnd": dict(net_arch=[8, 4], embedding_dim=3, clip_obs=2.0, n_frequencies=1, learning_rate=0.1),
         "apt": dict(n_references=16, n_neighbors=2),
         "count": dict(bin_width=0.3, bonus="inverse_sqrt", forgetting=0.1, n_slots=16),
         "zero": {},
@@ -344,7 +347,10 @@ def test_bad_input_is_refused(name):
         ("count", dict(bonus="linear"), "'linear'"),
         ("count", dict(forgetting=1.0), "forgetting"),
         ("count", dict(n_slots=100), "power of two"),
+        ("rnd", dict(n_frequencies=-1), "n_frequencies"),
+        ("edp", dict(n_frequencies=-1), "n_frequencies"),
         ("exdm-paper", dict(n_draws=0), "n_draws"),
+        ("exdm-paper", dict(dropout=1.0), "dropout"),
         ("score", dict(n_noises=3), "n_noises"),
         ("zero", dict(batch_size=0), "batch_size"),
     ],
@@ -477,9 +483,7 @@ def test_function_can_be_registered():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "least"), [("score", 0.85), ("rnd", 0.4), ("apt", 0.85), ("count", 0.8), ("exdm-paper", 0.1)]
-)
+@pytest.mark.parametrize(("name", "least"), [("score", 0.85), ("rnd", 0.6), ("apt", 0.85), ("count", 0.8)])
 def test_score_ranks_states_by_their_rarity(name, least):
     """Against the exact density of a mixture whose parts have very different weights."""
     rng = np.random.default_rng(0)
@@ -552,6 +556,161 @@ def test_paper_estimator_draws_anew_for_every_state_and_after_every_fit():
 def test_paper_estimator_is_unbiased():
     """A network that predicts zero errs by the squared length of the noise, whose mean is the dimension."""
     model = make("exdm-paper", n_draws=500)
-    model.network.velocity[-1].weight.data.zero_()
-    model.network.forward = lambda x_t, *args: th.zeros_like(x_t)
+    model.network.layers[-1].weight.data.zero_()
+    model.network.layers[-1].bias.data.zero_()
     assert model.score(*states(20)).mean() == pytest.approx(2.0, rel=0.05)
+
+
+def test_paper_dropout_is_random_in_states_and_fits_but_a_function_of_both():
+    model = make("exdm-paper", dropout=0.3)
+    words = th.tensor([[0.5, 0.5], [0.5, 0.5], [0.5000001, 0.5]])
+    masks = model._hash.masks(words, 10_001, 0.3, th.tensor(1))  # (3, n_units)
+    assert th.equal(masks[0], masks[1])
+    assert masks.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert (masks == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert abs(np.corrcoef(masks[0], masks[2])[0, 1]) < 0.05
+    assert abs(np.corrcoef(masks[0], model._hash.masks(words, 10_001, 0.3, th.tensor(3))[0])[0, 1]) < 0.05
+    scores = model.score(*states(20))
+    model.dropout = 0.0
+    assert np.abs(model.score(*states(20)) - scores).max() > 1e-3
+
+
+def test_paper_network_is_the_official_one():
+    """Number of weights of the authors' network for observations of four dimensions, counted layer by layer."""
+    model = make_reward("exdm-paper", spaces.Box(-1, 1, (4,)), seed=0, device="cpu")
+    time = 64 * 128 + 128 + 128 * 128 + 128
+    block = 2 * 256 + 256 * 1024 + 1024 + 1024 * 256 + 256
+    ends = (4 + 128) * 256 + 256 + 256 * 4 + 4
+    assert sum(weights.numel() for weights in model.network.parameters()) == time + 3 * block + ends
+    assert (model.n_draws, model.dropout, model.optimizer.defaults["lr"]) == (20, 0.1, 1e-4)
+    # Bounded outputs predict no noise where there is hardly any: the error there is that of a prediction of zero.
+    x_t, t, sigma = th.randn(5, 4), th.full((5,), 1e-3), th.full((5,), 1e-2)
+    assert model.network(x_t, t, sigma).abs().max() < 0.05
+
+
+def test_paper_reward_is_divided_by_the_deviation_over_all_fits():
+    model = make("exdm-paper", dropout=0.0)
+    scores = [np.concatenate([model.score(*states(64, seed))]) for seed in range(2)]
+    model.score_moments.update(th.as_tensor(scores[0]).unsqueeze(1))
+    for _ in range(200):
+        model.score_moments.update(th.as_tensor(scores[1]).unsqueeze(1))
+    variance = (scores[0].var() + 200 * scores[1].var()) / 201 + 200 / 201**2 * (scores[0].mean() - scores[1].mean()) ** 2
+    assert model.score_moments.std.item() == pytest.approx(variance**0.5, rel=1e-3)
+    np.testing.assert_allclose(model.reward(*states(9)), model.score(*states(9)) / variance**0.5, rtol=1e-3)
+
+
+# The state of a transition that is scored, and the input of the networks -----------------------------------------------
+
+
+def test_state_that_is_scored():
+    class Foreign:
+        needs_actions = False
+
+    expected = {"edp": False, "exdm-paper": False}
+    for name in SMALL:
+        assert scores_next_state(make(name)) is expected.get(name, True)
+    assert scores_next_state(Foreign()) is True
+
+
+@pytest.mark.parametrize("name", ["score", "edp", "rnd"])
+def test_networks_get_sines_and_cosines_in_low_dimension_alone(name):
+    def octaves(dim: int, n_frequencies: int | None = None) -> int:
+        space = spaces.Box(-np.inf, np.inf, (dim,))
+        model = make_reward(name, space, ACTIONS, n_frequencies=n_frequencies, seed=0, device="cpu")
+        if name == "rnd":
+            assert model.target[0].in_features == model.predictor[0].in_features == model.features.width
+            return len(model.features.frequencies)
+        if name == "edp":
+            assert model.model.condition_dim == model.condition_features.width
+            return len(model.condition_features.frequencies)
+        return len(model.model.network.features.frequencies)
+
+    assert octaves(2) == octaves(MAX_DIM) == 3
+    assert octaves(MAX_DIM + 1) == octaves(2, 0) == 0
+    assert octaves(40, 2) == 2
+
+
+def test_rewards_of_earlier_versions_are_refused_in_words(tmp_path):
+    for name, missing in (("rnd", "features.frequencies"), ("edp", "condition_features.frequencies")):
+        tree = make(name).to_tree()
+        del tree["weights"][missing]
+        save_tree(tmp_path / name, tree, kind="intrinsic reward")
+        with pytest.raises(ArtifactError, match=rf"(?s)another version of .*{missing}"):
+            load_reward(tmp_path / name)
+    tree = make("rnd").to_tree()
+    tree["header"] = tree["header"].replace('"clip_obs"', '"clip"')
+    save_tree(tmp_path / "rnd", tree, kind="intrinsic reward")
+    with pytest.raises(ArtifactError, match=r"another version of RNDReward.*'clip'"):
+        load_reward(tmp_path / "rnd")
+
+
+# The ablation between exdm-paper and score ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ablation():
+    """The experiment, whose reward is registered only while it is tested."""
+    module = importlib.import_module("examples.experiments.ablation")
+    if "ablation" not in REWARDS:
+        register_reward("ablation")(module.AblationReward)
+    yield module
+    REWARDS.unregister("ablation")
+
+
+def test_ablation_starts_at_the_paper_and_ends_at_the_score(ablation):
+    batches = [states(64, seed)[0] for seed in range(40)]  # long enough for the noise range to change
+    for factors, name in (((), "exdm-paper"), (ablation.FACTORS, "score")):
+        ours = make_reward("ablation", OBSERVATIONS, factors=factors, seed=0, device="cpu")
+        theirs = make_reward(name, OBSERVATIONS, seed=0, device="cpu")
+        assert ours.reward_transform == theirs.reward_transform and ours.scores_next == theirs.scores_next
+        for batch in batches if factors else batches[:5]:
+            mine, other = ours.fit(batch), theirs.fit(batch)
+            assert mine["score_loss"] == pytest.approx(other["score_loss"], rel=1e-3)
+        np.testing.assert_allclose(ours.reward(batches[0]), theirs.reward(batches[0]), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("n_factors", range(11))
+def test_every_step_of_the_ablation_is_pure_and_saved(ablation, n_factors, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "NET_ARCH", (8, 8))
+    # In an order in which the small network comes first, too.
+    for factors in (ablation.FACTORS[:n_factors], ablation.FACTORS[::-1][:n_factors]):
+        model = make_reward("ablation", OBSERVATIONS, factors=factors, seed=0, device="cpu")
+        model.fit(states(64)[0], gradient_steps=20)
+        before = everything(model)
+        score = model.score(states(40)[0])
+        np.testing.assert_array_equal(score, model.score(states(40)[0]))
+        np.testing.assert_allclose(score[:5], model.score(states(40)[0][:5]), rtol=1e-4, atol=1e-6)
+        assert_equal(before, everything(model))
+        model.save(tmp_path / "reward")
+        loaded = load_reward(tmp_path / "reward", device="cpu")
+        assert model.fit(states(64)[0]) == loaded.fit(states(64)[0])
+        np.testing.assert_array_equal(model.reward(states(40)[0]), loaded.reward(states(40)[0]))
+
+
+def test_chain_of_the_ablation(ablation, tmp_path):
+    benchmark = ablation.AblationBenchmark(out=tmp_path, mazes=("SquareA", "SquareC"), seeds=(3, 5), steps=10)
+    runs = benchmark.plan()
+    assert len({run.folder for run in runs}) == len(runs) == 2 * 2 * 11
+    first, second, *_, last = runs[:11]
+    assert (first.config.reward, last.config.reward) == ("exdm-paper", "score")
+    assert second.config.reward_kwargs == {"factors": ["reached"]}
+    assert {run.config.seed for run in runs} == {3, 5} and {run.config.total_timesteps for run in runs} == {10}
+    reordered = ablation.AblationBenchmark(out=tmp_path, factors=tuple(f for f in ablation.FACTORS[::-1] if f != "dropout"))
+    assert list(reordered.chain)[-1] == "+ reached = score" and len(reordered.chain) == 10
+    with pytest.raises(ValueError, match="Every factor can be added once"):
+        ablation.AblationBenchmark(out=tmp_path, factors=("bank", "bank")).validate()
+    figures = ablation.pd.DataFrame(
+        [
+            {"task": "SquareA", "method": method, "seed": seed, "coverage": coverage + 0.1 * seed}
+            for method, coverage in (("exdm-paper", 0.2), ("+ bank", 0.5))
+            for seed in (0, 1)
+        ]
+    )
+    assert ablation._changes(figures).loc["+ bank", "SquareA"].startswith("+0.300")
+
+
+def test_ablation_refuses_unknown_factors_and_many_dimensions(ablation):
+    with pytest.raises(ValueError, match=r"Unknown factor 'banks' \(did you mean 'bank'\?\)"):
+        make_reward("ablation", OBSERVATIONS, factors=["banks"])
+    with pytest.raises(ValueError, match=f"at most {MAX_DIM} dimensions"):
+        make_reward("ablation", spaces.Box(-1, 1, (40,)))

@@ -82,7 +82,7 @@ def test_score_equals_the_plain_mean_over_its_noises():
             model.fit(x, a)
         states = model.whitening.standardize(th.as_tensor(x))
         acts = model.action_whitening.standardize(th.as_tensor(a)) if kind == "action" else None
-        data, condition = (states, None) if acts is None else (acts, states)
+        data, condition = (states, None) if acts is None else (acts, model.condition_features(states))
         errors = []
         for log_snr, noises in zip(model._log_snr, model.noises, strict=True):
             alpha, sigma = model.model.levels(log_snr)
@@ -215,6 +215,24 @@ def test_edp_scores_rare_actions():
     usual = model.score(observations, actions)
     unusual = model.score(observations, -actions)
     assert (unusual > usual).mean() > 0.95
+
+
+@pytest.mark.slow
+def test_features_of_the_state_let_edp_tell_neighboring_states_apart():
+    """The usual action changes its sign eight times over the states."""
+    rng = np.random.default_rng(0)
+    observations = rng.uniform(-1.0, 1.0, size=(4000, 2))
+    actions = 0.5 * np.sign(np.sin(4.0 * np.pi * observations)) + 0.1 * rng.normal(size=(4000, 2))
+    rates = []
+    for n_frequencies in (0, None):
+        model = ScoreModel(
+            unbounded(2), spaces.Box(-1, 1, (2,)), kind="action", n_frequencies=n_frequencies, seed=0, device="cpu"
+        )
+        for _ in range(500):
+            drawn = rng.integers(4000, size=256)
+            model.fit(observations[drawn], actions[drawn])
+        rates.append((model.score(observations, -actions) > model.score(observations, actions)).mean())
+    assert rates[1] > 0.85 and rates[1] > rates[0] + 0.1
 
 
 @pytest.mark.slow

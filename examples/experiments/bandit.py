@@ -2,28 +2,33 @@
 Improve a policy where the answer is known: a bandit with a known optimal policy.
 
 Actions are two-dimensional, the behavior density is a mixture of five Gaussians, and the value is smooth. The improved policy
-is ``π ∝ π_d exp(Q / β)`` (ExDM, arXiv 2502.07279, eq. 9), sampled exactly by rejection. The methods see
-only samples of a model of the behavior, and their values; the error is the energy distance of their samples to the exact ones.
-Takes about six minutes.
+is ``π ∝ π_d exp(Q / β)`` (ExDM, arXiv 2502.07279, eq. 9), sampled exactly by rejection. The methods are the operators
+``weighted`` and ``exdm`` of the library, with their default settings and the networks, batch size, learning rate and sampling
+steps of fine-tuning in low dimensions. They see only samples of the diffusion policy that was fitted to the behavior, and
+their values; the error is the energy distance of their samples to the exact ones.
 
 Example: python examples/experiments/bandit.py --seeds 0 --effort 0.5 --out runs/bandit
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch as th
 import tyro
+from gymnasium import spaces
 from tqdm.auto import tqdm
 
 from sb3_exdm.benchmark.statistics import mean_interval
 from sb3_exdm.benchmark.tables import count, markdown_table, write_text
-from sb3_exdm.diffusion import DiffusionModel
-from sb3_exdm.diffusion.energy import EnergyModel
+from sb3_exdm.finetuning.operators import make_operator
+from sb3_exdm.finetuning.operators.exdm import ExDM
+from sb3_exdm.finetuning.operators.weighted import Weighted
 from sb3_exdm.plots.style import check_picture_path, new_figure, save_figure
+from sb3_exdm.policies import DiffusionPolicy
+from sb3_exdm.runs.hyperparams import PROFILES
 
 TARGETS = {1.0: 0.02, 1.0 / 3.0: 0.01, 0.1: 0.01}
 """Energy distance that the best method should reach, by beta."""
@@ -31,8 +36,8 @@ METHODS = {
     "exact": "other exact samples",
     "behavior": "behavior, not improved",
     "weighted": "weighted: score matching, weighted by e^(Q/β)",
-    "cep": "cep: guidance by a contrastive energy",
-    "distilled": "distilled: that guidance, distilled",
+    "cep": "exdm: guidance by a contrastive energy",
+    "distilled": "exdm: that guidance, distilled",
 }
 """Kinds of samples, by name."""
 
@@ -43,7 +48,7 @@ _HIGHEST_VALUE = 0.95
 
 _N_DATA, _N_CANDIDATES = 100_000, 32_768
 _N_SAMPLES, _N_REFERENCE = 4_000, 20_000
-_NETWORK = {"net_arch": (128, 128, 128), "frequencies": (3.0, 6.0), "ema_rate": 0.995, "noise_ratios": (0.03, 150.0)}
+_PROFILE = PROFILES["low_dim"]
 
 
 def behavior_samples(n: int, generator: th.Generator) -> th.Tensor:
@@ -128,103 +133,71 @@ def energy_distance(x: th.Tensor, y: th.Tensor, distance_within_y: float | None 
     return 2.0 * mean_distance(x, y) - mean_distance(x) - within_y
 
 
-def fit_behavior(actions: th.Tensor, seed: int, gradient_steps: int = 4000) -> DiffusionModel:
+def fit_behavior(actions: th.Tensor, seed: int, gradient_steps: int = 3000) -> DiffusionPolicy:
     """
-    Fit a model of the behavior.
+    Fit a diffusion policy to the behavior, as pre-training does.
 
     :param actions: actions of the behavior, ``(n, 2)``
-    :param seed: seed of the model
+    :param seed: seed of the policy
     :param gradient_steps: number of gradient steps, each on 512 actions
     """
-    model = DiffusionModel(2, seed=seed, **_NETWORK)  # type: ignore[arg-type]
-    # Errors between the modes are small, but e^(Q/beta) may multiply them by thousands.
-    _descend(model, gradient_steps, 1e-2, lambda: model.fit(actions[_minibatch(model, actions, 512)]))
-    return model
+    policy = _new_policy(seed)
+    policy.actor.fit(th.zeros(len(actions), 1).numpy(), actions.numpy(), gradient_steps)
+    policy.behavior.load_state_dict(policy.actor.model.state_dict())
+    return policy
 
 
-def fit_weighted(candidates: th.Tensor, beta: float, seed: int, gradient_steps: int = 2000) -> DiffusionModel:
+def improve(
+    policy: DiffusionPolicy, operator: str, candidates: th.Tensor, beta: float, seed: int, gradient_steps: int = 2000
+) -> ExDM | Weighted:
     """
-    Fit a model of the improved policy by score matching, weighted by a softmax of Q / beta over the minibatch.
+    Improve a copy of a policy with an operator, whose energies are the known Q / beta.
 
-    :param candidates: samples of the model of the behavior, ``(n, 2)``
+    :param policy: diffusion policy of the behavior
+    :param operator: ``"exdm"`` or ``"weighted"``
+    :param candidates: samples of the policy, ``(n, 2)``, of which every minibatch draws as many as the operator caches
     :param beta: temperature
-    :param seed: seed of the model
-    :param gradient_steps: number of gradient steps, each on 512 candidates
+    :param seed: seed of the copy and the operator
+    :param gradient_steps: number of updates
+    :return: operator with the improved policy
     """
-    model = DiffusionModel(2, seed=seed, **_NETWORK)  # type: ignore[arg-type]
-    scaled = action_value(candidates) / beta
-
-    def step() -> None:
-        indices = _minibatch(model, candidates, 512)
-        model.fit(candidates[indices], weight=len(indices) * scaled[indices].softmax(dim=0))
-
-    _descend(model, gradient_steps, 1e-2, step)
-    return model
-
-
-def fit_energy(
-    candidates: th.Tensor, beta: float, seed: int, gradient_steps: int = 2000, n_candidates: int = 64
-) -> EnergyModel:
-    """
-    Fit an energy whose gradient guides the model of the behavior to the improved policy, by contrastive energy prediction
-    (CEP).
-
-    :param candidates: samples of the model of the behavior, ``(n, 2)``
-    :param beta: temperature
-    :param seed: seed of the model
-    :param gradient_steps: number of gradient steps, each on 16 sets of candidates
-    :param n_candidates: candidates of a set
-    """
-    # Q is smoother than the behavior, with whose frequencies the gradient of the energy would oscillate.
-    energy = EnergyModel(2, net_arch=(128, 128), frequencies=(1.5, 3.0), ema_rate=0.995, seed=seed)
-    scaled = action_value(candidates) / beta
-
-    def step() -> None:
-        indices = _minibatch(energy, candidates, 16 * n_candidates).view(16, n_candidates)
-        energy.fit(candidates[indices], scaled[indices])
-
-    _descend(energy, gradient_steps, 5e-3, step)
-    return energy
-
-
-def fit_distilled(
-    behavior: DiffusionModel, energy: EnergyModel, candidates: th.Tensor, seed: int, gradient_steps: int = 1000
-) -> DiffusionModel:
-    """
-    Distill a guided model into a single network that predicts the same noise (ExDM, arXiv 2502.07279, algorithm 2). It starts
-    as a copy of the model of the behavior.
-
-    :param behavior: model of the behavior
-    :param energy: guidance of the model
-    :param candidates: samples of the model of the behavior, ``(n, 2)``
-    :param seed: seed of the training noise
-    :param gradient_steps: number of gradient steps, each on 512 candidates
-    """
-    model = DiffusionModel(2, seed=seed, **_NETWORK)  # type: ignore[arg-type]
-    model.load_state_dict(behavior.state_dict())
-
-    @th.no_grad()
-    def guided(x_t: th.Tensor, log_snr: th.Tensor) -> th.Tensor:
-        _, sigma = behavior.levels(log_snr)
-        return behavior.predict_noise(x_t, log_snr) - sigma.unsqueeze(1) * energy.gradient(x_t, log_snr)
-
-    _descend(model, gradient_steps, 5e-3, lambda: model.fit(candidates[_minibatch(model, candidates, 512)], target=guided))
-    return model
+    copy = _new_policy(seed)
+    for model in (copy.actor.model, copy.behavior):
+        model.load_state_dict(policy.behavior.state_dict())
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        made = make_operator(operator, copy, learning_rate=_PROFILE.finetune_learning_rate)
+    assert isinstance(made, (ExDM, Weighted))
+    generator = th.Generator().manual_seed(seed)
+    energies = action_value(candidates) / beta
+    shape = (_PROFILE.finetune_batch_size, made.n_cached_actions)
+    features = copy.features(th.zeros(shape[0], 1))
+    for _ in range(gradient_steps):
+        drawn = th.randint(len(candidates), shape, generator=generator)
+        made.improve(features, candidates[drawn], energies[drawn])
+    return made
 
 
 @th.no_grad()
-def draw(model: DiffusionModel, n: int, energy: EnergyModel | None = None) -> th.Tensor:
+def draw(policy: DiffusionPolicy, n: int, operator: ExDM | None = None) -> th.Tensor:
     """
-    Sample a model.
+    Sample a policy with its own number of sampling steps.
 
-    :param model: model
+    :param policy: policy
     :param n: number of actions
-    :param energy: guidance
+    :param operator: operator whose energy guides the pre-trained policy; by default the actor is sampled
     :return: ``(n, 2)``
     """
-    # Coarser steps leave samples between the modes.
-    guidance = None if energy is None else energy.gradient
-    return model.sample(n, n_sampling_steps=25, grid="quadratic", guidance=guidance)
+    features = policy.features(th.zeros(n, 1))
+    if operator is None:
+        return policy.actor.sample_actions(features, 1)[:, 0]
+    return policy.behavior.sample(
+        n,
+        features,
+        n_sampling_steps=policy.n_sampling_steps,
+        grid=policy.actor.config["grid"],
+        guidance=lambda x_t, log_snr: operator.energy.gradient(x_t, log_snr, features),
+    ).clamp(-1.0, 1.0)
 
 
 def run_bandit(
@@ -330,7 +303,7 @@ def _run_seed(
         return max(1, round(effort * n))
 
     start = time.perf_counter()
-    behavior = fit_behavior(behavior_samples(_N_DATA, generator), seed, steps(4000))
+    behavior = fit_behavior(behavior_samples(_N_DATA, generator), seed, steps(3000))
     candidates = draw(behavior, _N_CANDIDATES)
     own = draw(behavior, _N_SAMPLES)
     measure("behavior", math.inf, own, start)
@@ -340,15 +313,15 @@ def _run_seed(
         measure("exact", beta, exact_samples(beta, _N_SAMPLES, generator), start)
         measure("behavior", beta, own, time.perf_counter())
         start = time.perf_counter()
-        weighted = draw(fit_weighted(candidates, beta, seed, steps(2000)), _N_SAMPLES)
+        weighted = draw(improve(behavior, "weighted", candidates, beta, seed, steps(2000)).policy, _N_SAMPLES)
         measure("weighted", beta, weighted, start)
         start = time.perf_counter()
-        energy = fit_energy(candidates, beta, seed, steps(2000))
-        guided = draw(behavior, _N_SAMPLES, energy)
+        exdm = improve(behavior, "exdm", candidates, beta, seed, steps(2000))
+        assert isinstance(exdm, ExDM)
+        guided = draw(exdm.policy, _N_SAMPLES, exdm)
         measure("cep", beta, guided, start)
         start = time.perf_counter()
-        distilled = draw(fit_distilled(behavior, energy, candidates, seed, steps(1000)), _N_SAMPLES)
-        measure("distilled", beta, distilled, start)
+        measure("distilled", beta, draw(exdm.policy, _N_SAMPLES), start)
         pictures[beta] = {"behavior": own, "weighted": weighted, "cep": guided}
     return pictures
 
@@ -362,7 +335,8 @@ def _report(figures: pd.DataFrame, betas: Sequence[float]) -> str:
 
     cells = pd.DataFrame({f"β = {_name(beta)}": {name: cell(name, beta) for name in METHODS} for beta in betas})
     cells.loc["target"] = [f"{TARGETS[beta]:.4f}" if beta in TARGETS else "–" for beta in betas]
-    fitted = figures[figures["method"].isin(("weighted", "cep", "distilled"))]
+    # The distilled policy is fitted together with the energy.
+    fitted = figures[figures["method"].isin(("weighted", "cep"))]
     seconds = fitted.groupby("method", sort=False)["seconds"].mean()
     return (
         f"Energy distance of {_N_SAMPLES:,} samples to {_N_REFERENCE:,} of the exact policy, mean over "
@@ -373,18 +347,15 @@ def _report(figures: pd.DataFrame, betas: Sequence[float]) -> str:
     )
 
 
-def _descend(
-    model: DiffusionModel | EnergyModel, gradient_steps: int, learning_rate: float, step: Callable[[], object]
-) -> None:
-    """Take gradient steps while the learning rate decays to zero along a cosine."""
-    for i in range(gradient_steps):
-        decay = 0.5 * (1.0 + math.cos(math.pi * (i / gradient_steps)))
-        model.optimizer.param_groups[0]["lr"] = learning_rate * decay
-        step()
-
-
-def _minibatch(model: DiffusionModel | EnergyModel, actions: th.Tensor, n: int) -> th.Tensor:
-    return th.randint(len(actions), (n,), generator=model.generator)
+def _new_policy(seed: int) -> DiffusionPolicy:
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        return DiffusionPolicy(
+            spaces.Box(0.0, 1.0, (1,)),
+            spaces.Box(-1.0, 1.0, (2,)),
+            lambda _: _PROFILE.finetune_learning_rate,
+            net_arch=list(_PROFILE.net_arch),
+        )
 
 
 def _name(beta: float) -> str:

@@ -123,8 +123,8 @@ def run(
     table = pd.DataFrame(rows)
     cells = _cells(table, fit_steps)
     report = (
-        f"Spearman rank correlation of the score with -log density, mean over {count(len(seeds), 'seed')} with a 95 % interval "
-        f"of Student's t, and processor time of one thread:\n\n{markdown_table(cells)}"
+        f"Spearman rank correlation of the score with -log density, mean over {count(len(seeds), 'seed')} with a 95 % "
+        f"interval of Student's t, and processor time of one thread:\n\n{markdown_table(cells)}"
     )
     if out is not None:
         write_text(out / "score_cost.csv", table.to_csv(index=False))

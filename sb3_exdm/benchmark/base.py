@@ -17,9 +17,13 @@ from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.config import AtLeast, Config, FinetuneConfig, OneOf, PretrainConfig, Seeds
 from sb3_exdm.runs.folder import versions
 
-GAUSSIAN, SCRATCH = "gaussian", "scratch"
-METHODS = (*OPERATORS, GAUSSIAN, SCRATCH)
-"""The operators; the Gaussian policy that explored, improved by the algorithm that trained it; the same from scratch."""
+GAUSSIAN, CLONED, SCRATCH = "gaussian", "gaussian-cloned", "scratch"
+METHODS = (*(name for name in OPERATORS if name != "sac"), GAUSSIAN, CLONED, SCRATCH)
+"""
+The operators of the diffusion policy; the Gaussian policy that explored, improved by SAC; a Gaussian policy fitted to the
+explored transitions, improved in the same way; SAC from scratch.
+"""
+_GAUSSIANS = (GAUSSIAN, CLONED, SCRATCH)
 REUSE_DATA = {"both": (False, True), "no": (False,), "yes": (True,)}
 """Values of the flag, and of ``reuse_data`` in the runs."""
 
@@ -110,7 +114,8 @@ class FinetuneSweep(Benchmark):
 
     methods: Methods = METHODS
     """Operators of the diffusion policy, "module:NAME" for one of your own; gaussian for the Gaussian policy that explored,
-    scratch for one that did not. The others are compared with the first."""
+    gaussian-cloned for one fitted to the explored transitions, scratch for a new one. The others are compared with the
+    first."""
     reuse_data: ReuseData = "no"
     """Learn from the transitions of the pre-training too, relabeled with the reward of the task."""
     steps: Count = 20_000
@@ -122,7 +127,7 @@ class FinetuneSweep(Benchmark):
         super().validate()
         for method in self.methods:
             if ":" not in method:
-                check_choice("method", method, (*OPERATORS, GAUSSIAN, SCRATCH))
+                check_choice("method", method, METHODS)
 
     def tasks(self) -> list[str]:
         """Ids of the environments."""
@@ -150,8 +155,9 @@ class FinetuneSweep(Benchmark):
                     env_id=env_id,
                     total_timesteps=self.steps,
                     pretrained=folder,
-                    policy="gaussian" if method in (GAUSSIAN, SCRATCH) else "diffusion",
-                    operator=None if method in (GAUSSIAN, SCRATCH) else method,
+                    policy="gaussian" if method in _GAUSSIANS else "diffusion",
+                    operator=None if method in _GAUSSIANS else method,
+                    start="cloned" if method == CLONED else "last",
                     seed=seed,
                     reuse_data=reuse_data,
                     **self.settings,
@@ -167,4 +173,6 @@ class FinetuneSweep(Benchmark):
 
 def method_of(config: FinetuneConfig) -> str:
     """Name the method of a run: one of :data:`METHODS`, or an operator of the user."""
-    return config.operator or (SCRATCH if config.pretrained is None else GAUSSIAN)
+    if config.operator is not None:
+        return config.operator
+    return SCRATCH if config.pretrained is None else CLONED if config.start == "cloned" else GAUSSIAN

@@ -86,6 +86,8 @@ class DiffusionModel(Trainable):
         self.condition_dim = condition_dim
         self.schedule = schedule or VPSchedule()
         self.noise_ratios = noise_ratios or self.schedule.noise_ratio_range
+        self.bound: float | None = None
+        """Default of ``bound`` in :meth:`sample`."""
         self._fused_fit: FusedFit | None = None
 
     @property
@@ -197,7 +199,8 @@ class DiffusionModel(Trainable):
         :param condition: conditions, ``(n_samples, condition_dim)``
         :param n_sampling_steps: network evaluations per sample, usually 5 to 15
         :param grid: spacing of the steps, see :func:`~sb3_exdm.diffusion.solver.time_grid`
-        :param bound: bound of the predicted data, for data in ``[-bound, bound]``
+        :param bound: bound of the predicted data at every step, for data in ``[-bound, bound]``; by default that of the model,
+            or none
         :param guidance: maps noisy samples ``(n_samples, dim)`` and log signal-to-noise ratios ``(n_samples,)`` to a gradient
             :math:`g` that is added to the score: :math:`\hat\epsilon` becomes :math:`\hat\epsilon - \sigma_t g`
         :param noise: start noise, ``(n_samples, dim)``; drawn by default
@@ -207,6 +210,7 @@ class DiffusionModel(Trainable):
         device = self._weights[0].device
         if noise is None:
             noise = th.randn((n_samples, self.dim), generator=self.generator, device=device)
+        bound = self.bound if bound is None else bound
         steps = solver_steps(self.schedule, n_sampling_steps, grid)
         log_snr = th.tensor([step.log_snr for step in steps], device=device)
         velocity = (network or self.average).velocity_at(log_snr, condition)
@@ -219,3 +223,12 @@ class DiffusionModel(Trainable):
             return data if bound is None else data.clamp(-bound, bound)
 
         return integrate(predict_data, noise, steps)
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the states of optimizer and generator, and the bound of the samples."""
+        return {**super().training_state(), "bound": self.bound}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`training_state` returned. Older states have no bound."""
+        super().load_training_state(state)
+        self.bound = state.get("bound")

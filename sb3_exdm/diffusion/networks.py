@@ -63,8 +63,12 @@ class ResidualBlock(nn.Module):
             nn.Dropout(dropout), nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        return x + self.layers(x)
+    def forward(self, x: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param x: ``(batch, width)``
+        :param mask: factors of a dropout that the caller draws, ``(batch, width)``
+        """
+        return x + self.layers(x if mask is None else x * mask)
 
 
 class NoisePredictor(nn.Module):

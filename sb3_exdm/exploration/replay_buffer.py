@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_exdm.common.returns import n_step_returns
 from sb3_exdm.common.validation import check_finite, check_integers
 from sb3_exdm.exploration.settings import FitSchedule, RewardSettings
-from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward, transformed_reward_tensor
+from sb3_exdm.rewards.base import IntrinsicReward, scores_next_state, transformed_reward, transformed_reward_tensor
 from sb3_exdm.rewards.registry import make_reward
 
 
@@ -149,9 +149,10 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
 
     def _rewarded(self, steps: np.ndarray, envs: np.ndarray) -> tuple[Any, np.ndarray | None]:
         """States, and actions if the model needs them, that the rewards of the given transitions depend on."""
-        if self.reward_model.needs_actions:
-            return _take(self.observations, steps, envs), self._raw_actions(steps, envs)
-        return self._next_observations(steps, envs), None
+        actions = self._raw_actions(steps, envs) if self.reward_model.needs_actions else None
+        if scores_next_state(self.reward_model):
+            return self._next_observations(steps, envs), actions
+        return _take(self.observations, steps, envs), actions
 
     def _next_observations(self, steps: np.ndarray, envs: np.ndarray) -> Any:
         if self.optimize_memory_usage:

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from sb3_exdm.exploration.online import OnlineReward, OnlineRewardMixin, refuse_her
 from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
-from sb3_exdm.rewards.base import IntrinsicReward
+from sb3_exdm.rewards.base import IntrinsicReward, scores_next_state
 
 
 class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
@@ -102,10 +102,9 @@ class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
         :return: as from the environments, with the weighted rewards, and both rewards in ``infos``
         """
         obs, extrinsic, dones, infos = self.venv.step_wait()
-        if self.reward_model.needs_actions:
-            rewards, intrinsic = self._online.reward_step(self._last_obs, self._last_actions, extrinsic)
-        else:
-            rewards, intrinsic = self._online.reward_step(reached_observations(obs, dones, infos), None, extrinsic)
+        model = self.reward_model
+        states = reached_observations(obs, dones, infos) if scores_next_state(model) else self._last_obs
+        rewards, intrinsic = self._online.reward_step(states, self._last_actions if model.needs_actions else None, extrinsic)
         self._remember(obs)
         for info, intrinsic_reward, extrinsic_reward in zip(infos, intrinsic.tolist(), extrinsic.tolist(), strict=True):
             info["intrinsic_reward"] = intrinsic_reward
@@ -121,7 +120,7 @@ class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
         return super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
 
     def _remember(self, obs: VecEnvObs) -> None:
-        if self.reward_model.needs_actions:
+        if not scores_next_state(self.reward_model):
             self._last_obs = deepcopy(obs)  # environments may reuse the array
 
 

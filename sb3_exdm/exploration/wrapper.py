@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_exdm.exploration.online import OnlineReward, OnlineRewardMixin, refuse_her
-from sb3_exdm.rewards.base import IntrinsicReward
+from sb3_exdm.rewards.base import IntrinsicReward, scores_next_state
 
 
 class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
@@ -127,10 +127,10 @@ class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsTyp
         :return: as from the environment, with the weighted reward, and both rewards in ``info``
         """
         obs, extrinsic, terminated, truncated, info = self.env.step(action)
-        needs_actions = self.reward_model.needs_actions
+        model = self.reward_model
         rewards, intrinsic = self._online.reward_step(
-            _batch_of_one(self._last_obs if needs_actions else obs),
-            _batch_of_one(action) if needs_actions else None,
+            _batch_of_one(obs if scores_next_state(model) else self._last_obs),
+            _batch_of_one(action) if model.needs_actions else None,
             np.array([extrinsic], dtype=np.float64),
         )
         self._remember(obs)
@@ -143,7 +143,7 @@ class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsTyp
         refuse_her()
 
     def _remember(self, obs: ObsType) -> None:
-        if self.reward_model.needs_actions:
+        if not scores_next_state(self.reward_model):
             self._last_obs = deepcopy(obs)  # environments may reuse the array
 
 

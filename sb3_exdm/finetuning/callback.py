@@ -13,6 +13,8 @@ from sb3_exdm.finetuning.replay.buffer import FinetuneSamples
 from sb3_exdm.finetuning.schedule import FinetuneSchedule
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy, ExplorationState
 
+WARM_UPS = {"mixed": 0.5, "diffusion": 0.0, "gaussian": 1.0}
+"""Share of the environments that warm up with the pre-trained Gaussian, by name."""
 LOG_FREQ = 100
 """Updates between two records of the losses: reading them stalls a GPU."""
 
@@ -28,12 +30,15 @@ class DiffusionFinetuneCallback(FinetuneSchedule):
     :param operator: a name in :data:`~sb3_exdm.finetuning.operators.OPERATORS`
     :param operator_kwargs: arguments of the operator
     :param exploration_noise: standard deviation of the noise on actions, in units of [-1, 1], at least 0
-    :param correlation: correlation of the start noise of the pre-trained policy from one step to the next, in [0, 1); high
-        values explore further, because the policy follows one behavior for a while
+    :param correlation: correlation of the noise of the pre-trained policies from one step to the next, in [0, 1); high values
+        explore further, because a policy follows one behavior for a while
+    :param warm_up: pre-trained policies of the warm-up, a name in :data:`WARM_UPS`: the diffusion policy, the Gaussian, or
+        each in half of the environments. Without a pre-trained Gaussian it is always the diffusion policy.
     :param keep_exploring: whether one of four or more environments always acts with the pre-trained policy
     :param offline_updates: number of updates before the first step, if the replay buffer holds offline transitions
     :param critic_updates: number of updates of the critic alone when learning begins, so that a new critic does not mislead a
         pre-trained policy; only for operators with such an update
+    :param kl_steps: steps over which the Gaussian is regularized towards the pre-trained one; only for operators that train it
     :param verbose: verbosity
     :raises ValueError: if the algorithm, its policy or its environment do not fit, or for settings out of range
     """
@@ -45,13 +50,18 @@ class DiffusionFinetuneCallback(FinetuneSchedule):
         operator_kwargs: dict[str, Any] | None = None,
         exploration_noise: float = 0.1,
         correlation: float = 0.6,
+        warm_up: str = "mixed",
         keep_exploring: bool = True,
         offline_updates: int = 5000,
         critic_updates: int = 0,
+        kl_steps: int = 0,
         verbose: int = 0,
     ) -> None:
-        super().__init__(offline_updates, critic_updates, verbose=verbose)
+        super().__init__(offline_updates, critic_updates, kl_steps=kl_steps, verbose=verbose)
         check_choice("operator", operator, OPERATORS)
+        check_choice("warm_up", warm_up, WARM_UPS)
+        if kl_steps and not OPERATORS[operator].has_kl:
+            raise ValueError(f"kl_steps regularizes the Gaussian, which the operator {operator!r} does not train.")
         if not 0.0 <= exploration_noise < float("inf"):
             raise ValueError(f"exploration_noise must be finite and at least 0, got {exploration_noise}.")
         if not 0.0 <= correlation < 1.0:
@@ -64,6 +74,7 @@ class DiffusionFinetuneCallback(FinetuneSchedule):
             )
         self.exploration_noise = exploration_noise
         self.correlation = correlation
+        self.warm_up = warm_up
         self.keep_exploring = keep_exploring
 
     def _init_callback(self) -> None:
@@ -106,13 +117,13 @@ class DiffusionFinetuneCallback(FinetuneSchedule):
 
     def _actors(self, n_envs: int) -> list[str]:
         """Actor of each environment."""
-        pretrained = ["behavior"] * n_envs
-        if self.policy.has_pretrained_gaussian:
-            pretrained[n_envs - n_envs // 2 :] = ["gaussian"] * (n_envs // 2)
+        share = WARM_UPS[self.warm_up] if self.policy.has_pretrained_gaussian else 0.0
+        n_gaussian = int(share * n_envs)
+        pretrained = ["behavior"] * (n_envs - n_gaussian) + ["behavior_gaussian"] * n_gaussian
         if self.n_updates == 0:
             return pretrained
         n_exploring = 1 if self.keep_exploring and n_envs >= 4 else 0
-        return pretrained[:n_exploring] + ["policy"] * (n_envs - n_exploring)
+        return pretrained[:n_exploring] + [self.operator.exploring_actor] * (n_envs - n_exploring)
 
     def _on_rollout_end(self) -> None:
         self._cache_actions()
@@ -142,6 +153,7 @@ class DiffusionFinetuneCallback(FinetuneSchedule):
         learn = self.operator.learn_critic if critic_only else self.operator.learn
         model._update_learning_rate(self.operator.optimizers())
         self.policy.action_selection = self.operator.action_selection
+        self.operator.kl_coef = self.kl_coef
         for _ in range(gradient_steps):
             samples = self.buffer.sample(model.batch_size, env=model._vec_normalize_env)
             metrics = learn(self._batch(samples))

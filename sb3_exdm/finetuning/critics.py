@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch as th
+from torch.distributions import Normal, kl_divergence
 
 from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
 from sb3_exdm.policies.networks import Critic
@@ -133,6 +134,8 @@ class GaussianUpdate:
             raise ValueError(f"ent_coef must be positive, got {ent_coef}.")
         self.policy = policy
         self.target_entropy = -float(policy.actor.model.dim) if target_entropy is None else float(target_entropy)
+        self.kl_coef = 0.0
+        """Coefficient of the KL divergence from the pre-trained Gaussian, relative to the mean absolute value."""
         self.log_ent_coef = th.full((), ent_coef, device=policy.device).log().requires_grad_()
         self._parameters = [*policy.gaussian.parameters(), self.log_ent_coef]
         self.optimizer = th.optim.Adam(self._parameters, lr=learning_rate, fused=True)
@@ -153,12 +156,23 @@ class GaussianUpdate:
         """Take one step of Adam on Gaussian and temperature, and return loss and temperature."""
         actions, log_prob = self._sample(batch.features)
         ent_coef = self.log_ent_coef.exp()
-        actor_loss = (ent_coef.detach() * log_prob - self.policy.critic(batch.features, actions).amin(dim=0)).mean()
+        values = self.policy.critic(batch.features, actions)  # (n_critics, batch)
+        actor_loss = (ent_coef.detach() * log_prob - values.amin(dim=0)).mean()
+        if self.kl_coef:
+            actor_loss = actor_loss + self.kl_coef * values.detach().abs().mean() * self._divergence(batch.features).mean()
         ent_coef_loss = -(self.log_ent_coef * (log_prob.detach() + self.target_entropy)).mean()
         self.optimizer.zero_grad()
         (actor_loss + ent_coef_loss).backward(inputs=self._parameters)  # the critic gets no gradient
         self.optimizer.step()
         return {"gaussian_loss": actor_loss.detach(), "ent_coef": ent_coef.detach()}
+
+    def _divergence(self, features: th.Tensor) -> th.Tensor:
+        """KL divergence from the pre-trained Gaussian, which squashing does not change, in nats, ``(batch,)``."""
+        gaussians = []
+        for network in (self.policy.gaussian, self.policy.behavior_gaussian):
+            mean, log_std = network(features)
+            gaussians.append(Normal(mean, log_std.exp()))
+        return kl_divergence(*gaussians).sum(dim=1)
 
     def training_state(self) -> dict[str, Any]:
         """Return temperature and state of the optimizer. The Gaussian is part of the policy."""

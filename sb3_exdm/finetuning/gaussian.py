@@ -13,11 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from sb3_exdm.algorithms.sac import FusedSAC, PolicyPenalty
-from sb3_exdm.common.validation import check_integers
-from sb3_exdm.finetuning.schedule import FinetuneSchedule
-
-KL_COEF = 0.05
-"""Initial coefficient of the KL regularization, measured on the walker."""
+from sb3_exdm.finetuning.schedule import KL_COEF, FinetuneSchedule
 
 DETERMINISTIC_STD = 0.1
 """Standard deviation of the Gaussian around a deterministic action in the KL divergence, in units of [-1, 1]."""
@@ -238,9 +234,7 @@ class GaussianFinetuneCallback(FinetuneSchedule):
         uniform: bool = False,
         verbose: int = 0,
     ) -> None:
-        super().__init__(offline_updates, critic_updates, uniform, verbose)
-        check_integers(kl_steps=(kl_steps, 0))
-        self.kl_steps = kl_steps
+        super().__init__(offline_updates, critic_updates, uniform, kl_steps, verbose)
 
     def _init_callback(self) -> None:
         super()._init_callback()
@@ -249,21 +243,17 @@ class GaussianFinetuneCallback(FinetuneSchedule):
             names = ", ".join(algorithm.__name__ for algorithm in FINETUNE_ALGORITHMS.values())
             raise ValueError(f"critic_updates and kl_steps need {names} (sb3_exdm.finetuning), got {type(model).__name__}.")
         self.n_collected, self.n_updates = model.num_timesteps, 0
-        self._kl_start: int | None = None
 
     def _start_learning(self) -> None:
         super()._start_learning()
         if self.kl_steps:
             assert isinstance(self.model, KLRegularized)
             self.model.start_regularization()
-            self._kl_start = self.num_timesteps
 
     def _update(self, gradient_steps: int, critic_only: bool) -> None:
         model = self.model
-        if self._kl_start is not None:
-            assert isinstance(model, KLRegularized)
-            progress = (self.num_timesteps - self._kl_start) / self.kl_steps
-            model.kl_coef = KL_COEF * min(max(2.0 - 2.0 * progress, 0.0), 1.0)
+        if isinstance(model, KLRegularized) and self.kl_steps:
+            model.kl_coef = self.kl_coef
         kwargs = {"critic_only": True} if critic_only else {}
         model.train(gradient_steps=gradient_steps, batch_size=model.batch_size, **kwargs)
         self.n_updates += gradient_steps

@@ -15,6 +15,10 @@ NO_REWARD_SIGNAL = (
 )
 
 
+KL_COEF = 0.05
+"""Initial coefficient of the KL regularization, measured on the walker."""
+
+
 class FinetuneSchedule(BaseCallback):
     """
     Base class of the callbacks that fine-tune. It decides when updates are made; a subclass makes them.
@@ -23,22 +27,27 @@ class FinetuneSchedule(BaseCallback):
     2. Warm-up: the pre-trained policy collects ``learning_starts`` transitions, where Stable-Baselines3 would act uniformly,
        and goes on until two rewards differ. Updates on equal rewards would only make it forget.
     3. Critic only: ``critic_updates`` updates of the critic alone, unless there were offline updates.
-    4. Full: ``gradient_steps`` updates after every rollout.
+    4. Full: ``gradient_steps`` updates after every rollout. In the first ``kl_steps`` steps the policy is regularized towards
+       the pre-trained one: with the full coefficient in the first half, annealed linearly to 0 in the second.
 
     A plain replay buffer is replaced by a :class:`~sb3_exdm.finetuning.replay.buffer.FinetuneReplayBuffer`.
 
     :param offline_updates: number of offline updates
     :param critic_updates: number of updates of the critic alone
     :param uniform: act uniformly during the warm-up and learn from equal rewards too, as Stable-Baselines3 does
+    :param kl_steps: steps from the first update to the end of the KL regularization; none after offline updates
     :param verbose: verbosity
     :raises ValueError: for numbers out of range
     """
 
     model: OffPolicyAlgorithm
 
-    def __init__(self, offline_updates: int, critic_updates: int, uniform: bool = False, verbose: int = 0) -> None:
+    def __init__(
+        self, offline_updates: int, critic_updates: int, uniform: bool = False, kl_steps: int = 0, verbose: int = 0
+    ) -> None:
         super().__init__(verbose)
-        check_integers(offline_updates=(offline_updates, 0), critic_updates=(critic_updates, 0))
+        check_integers(offline_updates=(offline_updates, 0), critic_updates=(critic_updates, 0), kl_steps=(kl_steps, 0))
+        self.kl_steps = kl_steps
         self.offline_updates = offline_updates
         self.critic_updates = critic_updates
         self.uniform = uniform
@@ -68,6 +77,7 @@ class FinetuneSchedule(BaseCallback):
             raise ValueError("gradient_steps=0 would never train the policy; set it to the number of updates per rollout.")
         self.buffer = buffer
         self.first_update_timestep = None
+        self._kl_start: int | None = None
         self._gradient_steps, self._learning_starts = model.gradient_steps, model.learning_starts
 
     def _on_training_start(self) -> None:
@@ -104,6 +114,16 @@ class FinetuneSchedule(BaseCallback):
     def _start_learning(self) -> None:
         """Prepare the first update after the warm-up."""
         self._make_updates(self.critic_updates, critic_only=True)
+        if self.kl_steps:
+            self._kl_start = self.num_timesteps
+
+    @property
+    def kl_coef(self) -> float:
+        """Present coefficient of the KL regularization."""
+        if self._kl_start is None:
+            return 0.0
+        progress = (self.num_timesteps - self._kl_start) / self.kl_steps
+        return KL_COEF * min(max(2.0 - 2.0 * progress, 0.0), 1.0)
 
     def _make_updates(self, gradient_steps: int, critic_only: bool = False) -> None:
         if gradient_steps:

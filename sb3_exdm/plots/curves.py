@@ -23,7 +23,7 @@ _LINE_STYLES: tuple[Any, ...] = ("solid", (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 _UNFINISHED: Any = (0, (4, 2))
 _METRICS = ("coverage", "success_rate", "mean_reward")
 _GROUP_BY = ("reward", "algo")
-_FINETUNE_GROUP_BY = ("policy", "operator", "algo", "pretrained", "reuse_data")
+_FINETUNE_GROUP_BY = ("policy", "start", "operator", "algo", "pretrained", "reuse_data")
 X_LABELS = {"timesteps": "environment steps", "seconds": "seconds"}
 """Columns of the x axis."""
 _YLABELS = {"coverage": "visited bins", "success_rate": "success rate", "mean_reward": "return"}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -198,12 +198,13 @@ class DiffusionActor(nn.Module):
         update_learning_rate(self.optimizer, self.config["learning_rate"])
         return {"policy_loss": th.stack(losses).mean().item()} if losses else {}
 
-    def save(self, path: str | Path, gaussian: SquashedGaussian | None = None) -> None:
+    def save(self, path: str | Path, gaussian: SquashedGaussian | None = None, cloned: SquashedGaussian | None = None) -> None:
         """
         Save the policy to a safetensors file.
 
         :param path: file
-        :param gaussian: Gaussian on the same features to save with it
+        :param gaussian: Gaussian policy that explored, on the same features, to save with it
+        :param cloned: Gaussian policy fitted to the explored transitions, on the same features, to save with it
         """
         tree = {
             "observation_space": space_to_json(self.observation_space),
@@ -211,7 +212,8 @@ class DiffusionActor(nn.Module):
             "config": self.config,
             "weights": dict(self.state_dict()),
             "training_state": self.model.training_state(),
-            "gaussian": None if gaussian is None else {"net_arch": gaussian.net_arch, "weights": dict(gaussian.state_dict())},
+            "gaussian": _gaussian_tree(gaussian),
+            "cloned_gaussian": _gaussian_tree(cloned),
         }
         save_tree(path, tree, kind="diffusion policy")
 
@@ -224,20 +226,37 @@ class DiffusionActor(nn.Module):
         :param device: PyTorch device
         :raises ArtifactError: if the file cannot be used
         """
-        return load_pretrained(path, device)[0]
+        return load_pretrained(path, device).actor
+
+
+def _gaussian_tree(gaussian: SquashedGaussian | None) -> dict[str, Any] | None:
+    return None if gaussian is None else {"net_arch": gaussian.net_arch, "weights": dict(gaussian.state_dict())}
 
 
 POLICY = "policy.safetensors"
 """Name of the diffusion policy in a run folder."""
 
 
-def load_pretrained(path: str | Path, device: th.device | str = "auto") -> tuple[DiffusionActor, SquashedGaussian | None]:
+class PretrainedPolicies(NamedTuple):
     """
-    Load a pre-trained policy and its Gaussian.
+    Policies of an exploration, on the same features.
+
+    :param actor: diffusion policy, fitted to the explored transitions
+    :param gaussian: Gaussian policy that explored, as it was at the end; None where that policy is no squashed Gaussian
+    :param cloned: Gaussian policy fitted to the explored transitions
+    """
+
+    actor: DiffusionActor
+    gaussian: SquashedGaussian | None
+    cloned: SquashedGaussian | None
+
+
+def load_pretrained(path: str | Path, device: th.device | str = "auto") -> PretrainedPolicies:
+    """
+    Load the policies of an exploration.
 
     :param path: file that :meth:`DiffusionActor.save` wrote, or a run folder with one
     :param device: PyTorch device
-    :return: diffusion policy, and the Gaussian saved with it, if any
     :raises ArtifactError: if the file cannot be used
     """
     path = Path(path)
@@ -258,11 +277,15 @@ def load_pretrained(path: str | Path, device: th.device | str = "auto") -> tuple
     )
     actor.load_state_dict(tree["weights"])
     actor.model.load_training_state(tree["training_state"])
-    gaussian = None
-    if tree["gaussian"] is not None:
-        gaussian = SquashedGaussian(actor.features.dim, actor.model.dim, tree["gaussian"]["net_arch"]).to(actor.device)
-        gaussian.load_state_dict(tree["gaussian"]["weights"])
-    return actor, gaussian
+    return PretrainedPolicies(actor, *(_load_gaussian(actor, tree.get(key)) for key in ("gaussian", "cloned_gaussian")))
+
+
+def _load_gaussian(actor: DiffusionActor, tree: dict[str, Any] | None) -> SquashedGaussian | None:
+    if tree is None:
+        return None
+    gaussian = SquashedGaussian(actor.features.dim, actor.model.dim, tree["net_arch"]).to(actor.device)
+    gaussian.load_state_dict(tree["weights"])
+    return gaussian
 
 
 def cosine_decay(progress: float) -> float:

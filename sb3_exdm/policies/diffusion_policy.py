@@ -14,10 +14,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
+from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.common.spaces import check_vector_spaces
-from sb3_exdm.common.validation import check_integers
+from sb3_exdm.common.validation import check_choice, check_integers
 from sb3_exdm.policies.diffusion_actor import NEEDS_CALLBACK, DiffusionActor, load_pretrained
 from sb3_exdm.policies.networks import Critic, SquashedGaussian
+
+STARTS = ("last", "cloned")
+"""Pre-trained Gaussian policies, in the order of :class:`~sb3_exdm.policies.diffusion_actor.PretrainedPolicies`."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ class ExplorationState:
     """
     State of the exploration while transitions are collected.
 
-    :param actors: actor of each environment: ``"policy"`` (the action selection), ``"behavior"`` (the pre-trained diffusion
-        policy) or ``"gaussian"``
+    :param actors: actor of each environment: ``"policy"`` (the action selection), ``"gaussian"`` (samples of the Gaussian),
+        ``"behavior"`` (the pre-trained diffusion policy) or ``"behavior_gaussian"`` (the pre-trained Gaussian)
     :param noise: standard deviation of the noise on selected actions, in units of [-1, 1]
-    :param correlation: correlation of the start noise between consecutive actions of the pre-trained diffusion policy. It
-        imitates many behaviors; with a start noise that changes slowly it follows one of them for a while, and gets further.
+    :param correlation: correlation of the noise between consecutive actions of the pre-trained policies. They imitate many
+        behaviors; with a noise that changes slowly they follow one of them for a while, and get further.
     :param start_noise: last start noise of each environment, ``(n_envs, action_dim)``
     """
 
@@ -75,6 +79,8 @@ class DiffusionPolicy(BasePolicy):
     :param use_sde: must be False
     :param pretrained: run folder of ``exdm pretrain``, or file that :meth:`DiffusionActor.save` wrote. Its networks replace
         those of ``diffusion_arch``, ``frequencies``, ``n_frequencies`` and, if it has a Gaussian, of ``net_arch["pi"]``.
+    :param start: pre-trained Gaussian to start from, a name in :data:`STARTS`: ``"last"`` for the policy that explored,
+        ``"cloned"`` for the one fitted to the explored transitions
     :param net_arch: widths of the hidden layers of Gaussian (``pi``) and critics (``qf``), as in Stable-Baselines3
     :param diffusion_arch: ``net_arch`` of :class:`DiffusionActor`
     :param n_critics: number of critics
@@ -94,6 +100,7 @@ class DiffusionPolicy(BasePolicy):
         use_sde: bool = False,
         *,
         pretrained: str | Path | None = None,
+        start: str = "last",
         net_arch: list[int] | dict[str, list[int]] | None = None,
         diffusion_arch: list[int] | None = None,
         n_critics: int = 2,
@@ -104,6 +111,7 @@ class DiffusionPolicy(BasePolicy):
     ) -> None:
         check_vector_spaces(observation_space, action_space, "DiffusionPolicy")
         check_integers(n_critics=(n_critics, 1))
+        check_choice("start", start, STARTS)
         if use_sde:
             raise ValueError(
                 "DiffusionPolicy explores by sampling: use_sde=True (state-dependent exploration) is not possible."
@@ -117,7 +125,8 @@ class DiffusionPolicy(BasePolicy):
         sampling: dict[str, Any] = {"n_sampling_steps": n_sampling_steps, "grid": grid}
         networks: dict[str, Any] = {"net_arch": diffusion_arch, "frequencies": frequencies, "n_frequencies": n_frequencies}
         gaussian_arch, critic_arch = get_actor_critic_arch([256, 256] if net_arch is None else net_arch)
-        source, gaussian = (None, None) if pretrained is None else load_pretrained(pretrained, "cpu")
+        source, *gaussians = (None, None, None) if pretrained is None else load_pretrained(pretrained, "cpu")
+        gaussian: SquashedGaussian | None = gaussians[STARTS.index(start)]
         if source is not None:
             if (source.observation_space, source.action_space) != (observation_space, action_space):
                 raise ValueError(
@@ -125,6 +134,11 @@ class DiffusionPolicy(BasePolicy):
                     f"{source.action_space}, the environment has {observation_space} and {action_space}."
                 )
             sampling = {**source.config, **{key: value for key, value in sampling.items() if value is not None}}
+        if source is not None and gaussian is None and start == "cloned":
+            raise ArtifactError(
+                f"{pretrained} holds no Gaussian policy that was fitted to transitions: make one with "
+                f"`exdm clone {pretrained} --out {pretrained}`."
+            )
         if gaussian is not None:
             gaussian_arch = gaussian.net_arch
         self.has_pretrained_gaussian = gaussian is not None
@@ -136,6 +150,7 @@ class DiffusionPolicy(BasePolicy):
         self.behavior = DiffusionActor(observation_space, action_space, **settings, seed=seeds[1]).model
         self.behavior.load_state_dict(self.actor.model.state_dict())
         self.gaussian = SquashedGaussian(self.actor.features.dim, self.actor.model.dim, gaussian_arch)
+        self.behavior_gaussian = SquashedGaussian(self.actor.features.dim, self.actor.model.dim, gaussian_arch)
         widths = self.actor.features.dim, self.actor.model.dim, critic_arch, n_critics
         self.critic, self.critic_target = Critic(*widths), Critic(*widths)
         self.critic_target.load_state_dict(self.critic.state_dict())
@@ -146,6 +161,8 @@ class DiffusionPolicy(BasePolicy):
             self.behavior.load_state_dict(source.model.state_dict())
         if gaussian is not None:
             self.gaussian.load_state_dict(gaussian.state_dict())
+        self.behavior_gaussian.load_state_dict(self.gaussian.state_dict())
+        self.behavior_gaussian.requires_grad_(False)
         resolved = self.actor.config
         self.network_kwargs: dict[str, Any] = {
             "net_arch": {"pi": list(gaussian_arch), "qf": list(critic_arch)},
@@ -248,11 +265,14 @@ class DiffusionPolicy(BasePolicy):
                 selected = self.act(features[envs])
                 noise = th.randn(selected.shape, generator=generator, device=selected.device)
                 actions[envs] = (selected + state.noise * noise).clamp(-1.0, 1.0)
-            elif actor == "behavior":
+            elif actor.startswith("behavior"):
                 fresh = th.randn(len(envs), self.behavior.dim, generator=generator, device=features.device)
                 start = state.correlation * state.start_noise[envs] + math.sqrt(1.0 - state.correlation**2) * fresh
                 state.start_noise[envs] = start
-                actions[envs] = self.actor.sample_actions(features[envs], 1, start, self.behavior)[:, 0]
+                if actor == "behavior":
+                    actions[envs] = self.actor.sample_actions(features[envs], 1, start, self.behavior)[:, 0]
+                else:
+                    actions[envs] = self.behavior_gaussian.action_log_prob(features[envs], start)[0]
             else:
                 noise = th.randn(len(envs), self.actor.model.dim, generator=generator, device=features.device)
                 actions[envs] = self.gaussian.action_log_prob(features[envs], noise)[0]

@@ -96,6 +96,17 @@ class SquashedGaussian(nn.Module):
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi) - squash
         return raw.tanh(), log_prob.sum(dim=1)
 
+    def log_prob(self, features: th.Tensor, raw_actions: th.Tensor) -> th.Tensor:
+        """
+        Compute the log-density of actions before squashing, ``(batch,)``.
+
+        :param features: features of the observations, ``(batch, features_dim)``
+        :param raw_actions: actions before squashing, ``(batch, action_dim)``
+        """
+        mean, log_std = self(features)
+        noise = (raw_actions - mean) * (-log_std).exp()
+        return (-0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(dim=1)
+
     def mode(self, features: th.Tensor) -> th.Tensor:
         """Compute the squashed means, ``(batch, action_dim)``."""
         return self(features)[0].tanh()

@@ -1,4 +1,4 @@
-"""Behavior cloning: a diffusion policy from recorded transitions."""
+"""Behavior cloning: a diffusion policy, and a Gaussian policy beside it, from recorded transitions."""
 
 import warnings
 from pathlib import Path
@@ -12,12 +12,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
 from sb3_exdm.common.serialization import ArtifactError
-from sb3_exdm.common.spaces import check_vector_spaces, unscale_actions
+from sb3_exdm.common.spaces import check_vector_spaces, scale_actions, unscale_actions
 from sb3_exdm.common.validation import check_kwargs
-from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
+from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor, PretrainedPolicies, cosine_decay
 from sb3_exdm.policies.networks import SquashedGaussian
 from sb3_exdm.runs.config import CloneConfig
 from sb3_exdm.runs.folder import RunFolder
@@ -50,10 +51,10 @@ def clone(
     config = CloneConfig.make(**settings)
     check_device(device)
     check_kwargs(DiffusionActor, config.policy_kwargs, "policy_kwargs", ignore=_SPACES)
-    gaussian = None
+    gaussian, cloned = None, None
     if isinstance(source, (str, Path)) and RunFolder(source).exists():
         folder = RunFolder(source)
-        actor, gaussian = clone_agent(
+        actor, gaussian, cloned = clone_agent(
             folder.load_model(device=device),
             folder.transitions(),
             config.gradient_steps,
@@ -69,7 +70,7 @@ def clone(
         actor.fit(observations, actions, config.gradient_steps, config.batch_size, progress_bar=progress_bar)
     if out is not None:
         out = Path(out)
-        actor.save(out if out.suffix == ".safetensors" else out / POLICY, gaussian)
+        actor.save(out if out.suffix == ".safetensors" else out / POLICY, gaussian, cloned)
     return actor
 
 
@@ -96,9 +97,9 @@ def clone_agent(
     progress_bar: bool = False,
     policy_kwargs: dict[str, Any] | None = None,
     moments: tuple[np.ndarray, np.ndarray] | None = None,
-) -> tuple[DiffusionActor, SquashedGaussian | None]:
+) -> PretrainedPolicies:
     """
-    Fit a diffusion policy to an agent's transitions, on the features that the agent itself uses.
+    Fit a diffusion policy and a Gaussian policy to an agent's transitions, on the features that the agent itself uses.
 
     :param model: agent
     :param transitions: ``observations`` and ``actions`` in the units of the environment
@@ -108,7 +109,8 @@ def clone_agent(
     :param progress_bar: show a progress bar on a terminal
     :param policy_kwargs: arguments of :class:`~sb3_exdm.policies.diffusion_actor.DiffusionActor`
     :param moments: mean and variance that the agent's observations were standardized with; by default those of its environment
-    :return: diffusion policy, and the agent's Gaussian policy if it can be saved beside it (see :func:`explorer_gaussian`)
+    :return: diffusion policy, the agent's Gaussian policy if it can be saved beside it (see :func:`explorer_gaussian`), and
+        the fitted Gaussian policy
     """
     actor = DiffusionActor(
         model.observation_space, model.action_space, seed=seed, device=model.device, **(policy_kwargs or {})
@@ -130,7 +132,61 @@ def clone_agent(
         fit_features=gaussian is None and moments is None,
         progress_bar=progress_bar,
     )
-    return actor, gaussian
+    cloned = SquashedGaussian(
+        actor.features.dim, actor.model.dim, gaussian.net_arch if gaussian is not None else actor.config["net_arch"][:2]
+    ).to(actor.device)
+    fit_gaussian(cloned, actor, transitions["observations"], transitions["actions"], gradient_steps, batch_size, seed)
+    return PretrainedPolicies(actor, gaussian, cloned)
+
+
+LARGEST_ACTION = 0.995
+"""Actions are clipped to plus and minus this before the hyperbolic tangent is inverted."""
+
+
+def fit_gaussian(
+    gaussian: SquashedGaussian,
+    actor: DiffusionActor,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    gradient_steps: int = 3000,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> float:
+    """
+    Fit a Gaussian policy to recorded actions by maximum likelihood, with a cosine schedule of the learning rate.
+
+    :param gaussian: policy to fit, from new weights
+    :param actor: diffusion policy with the same features
+    :param observations: observations, ``(n, *shape)``
+    :param actions: actions in the units of the environment, ``(n, *shape)``
+    :param gradient_steps: steps of Adam
+    :param batch_size: transitions of a minibatch
+    :param seed: seed of weights and minibatches
+    :return: negative log-likelihood before squashing in the last tenth of the steps, in nats; 0 without steps
+    """
+    generator = th.Generator(device=actor.device).manual_seed(seed)
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        for layer in gaussian.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+    with th.no_grad():
+        chunks = th.as_tensor(observations).split(65_536)
+        features = th.cat([actor.features(chunk.to(actor.device)) for chunk in chunks])
+    scaled = th.as_tensor(scale_actions(actions, actor.action_space), device=actor.device)
+    raw = scaled.clamp(-LARGEST_ACTION, LARGEST_ACTION).atanh()
+    optimizer = th.optim.Adam(gaussian.parameters(), lr=1e-3, fused=True)
+    losses = []
+    for step in range(gradient_steps):
+        update_learning_rate(optimizer, 1e-3 * cosine_decay(step / gradient_steps))
+        drawn = th.randint(len(raw), (batch_size,), generator=generator, device=actor.device)
+        loss = -gaussian.log_prob(features[drawn], raw[drawn]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= 0.9 * gradient_steps:
+            losses.append(loss.detach())
+    return th.stack(losses).mean().item() if losses else 0.0
 
 
 def explorer_gaussian(model: BaseAlgorithm, actor: DiffusionActor) -> SquashedGaussian | None:

@@ -43,6 +43,9 @@ from sb3_exdm.runs.hyperparams import (
     merge,
 )
 
+_FACTS = ("env_id", "algo", "policy", "start", "warm_up", "operator", "reuse_data", "seed", "n_envs")
+"""Settings in the summary of a run."""
+
 
 @dataclass(repr=False)
 class FinetunedRun:
@@ -95,9 +98,9 @@ def finetune(
     :param device: PyTorch device
     :param progress_bar: show a progress bar on a terminal
     :param settings: further fields of :class:`~sb3_exdm.runs.config.FinetuneConfig`: ``policy``, ``algo``, ``operator``,
-        ``operator_kwargs``, ``reuse_data``, ``seed``, ``n_envs``, ``vec_env``, ``env_kwargs``, ``profile``, ``algo_kwargs``,
-        ``action_noise``, ``offline_updates``, ``critic_updates``, ``kl_steps``, ``distill_steps``, ``eval_freq``,
-        ``n_eval_episodes``, ``video``
+        ``operator_kwargs``, ``start``, ``warm_up``, ``correlation``, ``reuse_data``, ``seed``, ``n_envs``, ``vec_env``,
+        ``env_kwargs``, ``profile``, ``algo_kwargs``, ``action_noise``, ``offline_updates``, ``critic_updates``, ``kl_steps``,
+        ``distill_steps``, ``eval_freq``, ``n_eval_episodes``, ``video``
     :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, or an environment that
         cannot be used; nothing is written then
     :raises ArtifactError: if the pre-trained run cannot be used
@@ -167,6 +170,8 @@ def _check(
 ) -> FinetuneConfig:
     """Refuse settings that do not fit each other, before anything is built; fill in what needs no environment."""
     is_diffusion = config.policy == "diffusion"
+    if config.correlation >= 1.0:
+        raise ValueError(f"correlation must be below 1, got {config.correlation}.")
     explored_config = {} if explored is None else explored.config
     algo = config.algo or ("sac" if is_diffusion else explored_config.get("algo", "sac"))
     if not is_diffusion and explored_config and algo != explored_config["algo"]:
@@ -194,11 +199,27 @@ def _check(
         check_kwargs(OPERATORS[operator], config.operator_kwargs, "operator_kwargs", ignore=("policy",))
         if "learning_rate" in config.operator_kwargs:
             raise ValueError("The operator uses the learning_rate of the algorithm; set it in algo_kwargs.")
-    check_algo_kwargs(algo, config.algo_kwargs, "DiffusionPolicy" if is_diffusion else "MlpPolicy")
+    denoises = _has_diffusion_policy(config.with_changes(algo=algo))
+    if not denoises and (config.start != "last" or config.warm_up is not None):
+        raise ValueError(
+            "start and warm_up choose among the pre-trained policies of an exploration with sac; "
+            f"{'there is no pre-training' if explored is None else f'{explored} has none'}."
+        )
+    check_algo_kwargs(algo, config.algo_kwargs, "DiffusionPolicy" if denoises else "MlpPolicy")
     env_kwargs = config.env_kwargs
     if explored_config and source.id == explored_config["env_id"]:
         env_kwargs = {**explored_config["env_kwargs"], **env_kwargs}
     return config.with_changes(algo=algo, operator=operator, env_kwargs=env_kwargs)
+
+
+def _has_diffusion_policy(config: FinetuneConfig) -> bool:
+    """
+    Tell whether the policy is a :class:`~sb3_exdm.policies.diffusion_policy.DiffusionPolicy`, whose Gaussian is trained by the
+    operator ``sac`` with ``policy="gaussian"``. Images, other algorithms and agents from scratch have their own policies.
+    """
+    if config.policy == "diffusion":
+        return True
+    return config.algo == "sac" and config.pretrained is not None and (config.pretrained / POLICY).is_file()
 
 
 def _resolve(config: FinetuneConfig, source: EnvSource, env: VecEnv, explored: RunFolder | None) -> FinetuneConfig:
@@ -208,13 +229,14 @@ def _resolve(config: FinetuneConfig, source: EnvSource, env: VecEnv, explored: R
     check_action_space(config.algo, action_space, source.id)
     profile = config.profile or default_profile(observation_space)
     is_gaussian = config.policy == "gaussian"
-    if is_gaussian:
+    denoises = _has_diffusion_policy(config)
+    if not denoises:
         known = None if explored is None else explored.config["algo_kwargs"]
         defaults = finetune_hyperparams(config.algo, profile, observation_space, action_space, config.n_envs, known)
     else:
         defaults = diffusion_hyperparams(profile, config.n_envs)
         if explored is not None:
-            defaults["policy_kwargs"]["pretrained"] = str(explored.path)
+            defaults["policy_kwargs"].update(pretrained=str(explored.path), start=config.start)
     if config.algo != "ppo":
         defaults["buffer_size"] = min(config.total_timesteps, MAX_BUFFER_SIZE)
     has_kl = is_gaussian and explored is not None and config.algo != "ppo"
@@ -227,6 +249,8 @@ def _resolve(config: FinetuneConfig, source: EnvSource, env: VecEnv, explored: R
         changes["critic_updates"] = 0 if explored is None else PROFILES[profile].critic_updates
     if config.kl_steps is None:
         changes["kl_steps"] = PROFILES[profile].kl_steps if has_kl else 0
+    if denoises and config.warm_up is None:
+        changes["warm_up"] = "gaussian" if is_gaussian else "mixed"
     if is_gaussian and config.algo in ("td3", "ddpg") and config.action_noise is None:
         changes["action_noise"] = 0.1
     return config.with_changes(**changes)
@@ -240,7 +264,7 @@ def _build(config: FinetuneConfig, env: VecEnv, explored: RunFolder | None, devi
     if config.algo != "ppo":
         kwargs["replay_buffer_class"] = FinetuneReplayBuffer
         hyperparams = merge({"replay_buffer_kwargs": {"gamma": hyperparams["gamma"]}}, hyperparams)
-    if config.policy == "diffusion":
+    if _has_diffusion_policy(config):
         return build_algorithm(config.algo, env, hyperparams, **kwargs)
     algo_class = FINETUNE_ALGORITHMS.get(config.algo, PPO)
     if explored is None:
@@ -305,7 +329,7 @@ def _adapt(
     )
     summary = {
         "command": "finetune",
-        **{key: getattr(config, key) for key in ("env_id", "algo", "policy", "operator", "reuse_data", "seed", "n_envs")},
+        **{key: getattr(config, key) for key in _FACTS},
         "pretrained": None if config.pretrained is None else str(config.pretrained),
         **_explored_facts(config),
         "timesteps": model.num_timesteps,
@@ -335,13 +359,16 @@ def _adapt(
 def _make_learner(config: FinetuneConfig, model: BaseAlgorithm) -> DiffusionFinetuneCallback | GaussianFinetuneCallback | None:
     """The callback that trains the policy; None for PPO, which trains itself."""
     assert config.critic_updates is not None and config.kl_steps is not None
-    if config.policy == "diffusion":
-        assert config.operator is not None
+    if _has_diffusion_policy(config):
+        assert config.warm_up is not None
         return DiffusionFinetuneCallback(
-            config.operator,
+            config.operator or "sac",
             operator_kwargs=config.operator_kwargs,
+            correlation=config.correlation,
+            warm_up=config.warm_up,
             offline_updates=config.offline_updates,
             critic_updates=config.critic_updates,
+            kl_steps=config.kl_steps,
         )
     if config.algo == "ppo":
         return None
@@ -360,7 +387,7 @@ def _explored_facts(config: FinetuneConfig) -> dict[str, Any]:
 
 def _distill(config: FinetuneConfig, model: BaseAlgorithm) -> DiffusionActor | None:
     """One diffusion policy that acts as the fine-tuned policy does."""
-    if not isinstance(model.policy, DiffusionPolicy) or not config.distill_steps:
+    if config.policy != "diffusion" or not isinstance(model.policy, DiffusionPolicy) or not config.distill_steps:
         return None
     if model.policy.action_selection == ActionSelection():  # the fine-tuned actor acts alone already
         return model.policy.actor

@@ -21,7 +21,7 @@ from sb3_exdm.exploration.replay_buffer import ScoreRewardDictReplayBuffer, Scor
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper
 from sb3_exdm.metrics import BinCoverage, StateCoverage
 from sb3_exdm.plots import plot_coverage, plot_reward, plot_visits
-from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
+from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor, PretrainedPolicies
 from sb3_exdm.recipes.behavior_cloning import can_clone, clone_agent
 from sb3_exdm.recipes.training import train, train_together
 from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward
@@ -323,21 +323,27 @@ class _Exploration:
     def finish(self) -> PretrainedRun:
         """Fit the policy, and write."""
         config, model, folder, recorder = self.config, self.model, self.folder, self.recorder
-        policy, gaussian = None, None
+        policies: PretrainedPolicies | None = None
         if config.policy_steps and recorder is not None and can_clone(model.observation_space, model.action_space):
-            policy, gaussian = clone_agent(
+            policies = clone_agent(
                 model, recorder.arrays(), config.policy_steps, seed=config.seed, progress_bar=self.progress_bar
             )
         summary = _summarize(config, model, self.coverage, self.callback.seconds, time.perf_counter() - self.start)
         if folder is not None:
             folder.save_models(model, self.reward_model)
-            if policy is not None:
-                policy.save(folder.path / POLICY, gaussian)
+            if policies is not None:
+                policies.actor.save(folder.path / POLICY, policies.gaussian, policies.cloned)
             if recorder is not None:
                 folder.save_transitions(recorder.arrays())
             _draw(folder, config, self.reports, recorder, self.reward_model, self.coverage)
             folder.write_summary(summary)
-        return PretrainedRun(None if folder is None else folder.path, summary, model, self.reward_model, policy)
+        return PretrainedRun(
+            None if folder is None else folder.path,
+            summary,
+            model,
+            self.reward_model,
+            None if policies is None else policies.actor,
+        )
 
     def close(self) -> None:
         """Close the environments and the log."""

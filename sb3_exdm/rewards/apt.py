@@ -19,7 +19,8 @@ class APTReward(FittedReward):
 
     The references are the last ``n_references`` states that :meth:`fit` was given, whitened: with minibatches from a
     replay memory, a recent sample of all visited states. A reference is its own nearest neighbor, at distance zero, as in
-    the authors' code. Before the first fit every score is zero.
+    the authors' code. Before the first fit every score is zero. Distances are between the whitened states themselves: they
+    distinguish neighboring states as they are, without the sines and cosines that networks need.
 
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space; images are compared through
         a fixed random projection, as in RE3

@@ -101,6 +101,16 @@ def transformed_reward_tensor(
     return REWARD_TRANSFORMS[reward_transform or model.reward_transform](standardized)
 
 
+def scores_next_state(model: IntrinsicReward) -> bool:
+    """
+    Tell which state of a transition a reward is given: the one that was reached, or the one that was left. The latter holds
+    for rewards that need actions, and for a :class:`FittedReward` with ``scores_next = False``.
+
+    :param model: model of the intrinsic reward
+    """
+    return not model.needs_actions and (not isinstance(model, FittedReward) or model.scores_next)
+
+
 class FittedReward(nn.Module, ABC):
     """
     Base class of intrinsic rewards: encodes and whitens observations, draws minibatches, standardizes scores, saves and
@@ -139,6 +149,8 @@ class FittedReward(nn.Module, ABC):
     """Name in the registry and in saved files."""
     reward_transform: str = "exp"
     needs_actions: bool = False
+    scores_next: bool = True
+    """Score the state that a transition reached, not the one that it left; see :func:`scores_next_state`."""
     _constructor_kwargs: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -360,7 +372,10 @@ class FittedReward(nn.Module, ABC):
         if header["reward"] != cls.name:
             raise ArtifactError(f"The file holds the reward {header['reward']!r}, not {cls.name!r}; use sb3_exdm.load_reward.")
         action_space = None if header["action_space"] is None else space_from_json(header["action_space"])
-        check_kwargs(cls, header["kwargs"], "The file of the reward")
+        try:
+            check_kwargs(cls, header["kwargs"], "The file of the reward")
+        except ValueError as error:
+            raise ArtifactError(f"The file was written by another version of {cls.__qualname__}: {error}") from None
         model = cls(space_from_json(header["observation_space"]), action_space, device=device, **header["kwargs"])
         try:
             model.load_state_dict(tree["weights"])

@@ -9,6 +9,7 @@ from torch import nn
 
 from sb3_exdm.common.running_moments import RunningMoments
 from sb3_exdm.rewards.base import FittedReward
+from sb3_exdm.rewards.features import StateFeatures
 from sb3_exdm.rewards.registry import register_reward
 
 
@@ -20,14 +21,17 @@ class RNDReward(FittedReward):
     :math:`\|\hat f_\theta(s) - f(s)\|^2` is small only where it has been trained.
 
     As in the paper (sec. 2.4), observations are whitened and clipped, because a target that is not trained cannot adapt
-    to their scale, and weights are orthogonal. The predictor has one layer more than the target.
+    to their scale, and weights are orthogonal. The predictor has one layer more than the target. Sines and cosines of the
+    state, the same input that the other rewards have, make target and error vary between neighboring states.
 
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, image or Dict space
     :param action_space: not used
     :param net_arch: widths of the hidden layers of the target
     :param embedding_dim: width of the output of target and predictor
     :param clip_obs: bound that whitened observations are clipped to
-    :param learning_rate: learning rate of Adam
+    :param n_frequencies: octaves of sines and cosines of the state in the input of both networks, 0 for none; by default
+        three in low dimension, see :func:`~sb3_exdm.rewards.features.default_frequencies`
+    :param learning_rate: learning rate of Adam; by default 3e-3, 1e-3 without sines and cosines
     :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
 
@@ -41,7 +45,8 @@ class RNDReward(FittedReward):
         net_arch: Sequence[int] = (128,),
         embedding_dim: int = 64,
         clip_obs: float = 5.0,
-        learning_rate: float = 1e-3,
+        n_frequencies: int | None = None,
+        learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
         if embedding_dim < 1 or not clip_obs > 0.0:
@@ -50,13 +55,15 @@ class RNDReward(FittedReward):
         # The error falls by orders of magnitude: a short memory follows its scale.
         self.score_moments = RunningMoments(1, min_weight=0.1, std_floor=1e-8, device=self.device)
         self.clip_obs = clip_obs
+        self.features = StateFeatures(self.observation_dim, n_frequencies, self.device)
         self.target = self._network([*net_arch, embedding_dim]).requires_grad_(False)
         self.predictor = self._network([*net_arch, embedding_dim, embedding_dim])
-        self.optimizer = th.optim.Adam(self.predictor.parameters(), lr=learning_rate)
+        default_rate = 3e-3 if len(self.features.frequencies) else 1e-3
+        self.optimizer = th.optim.Adam(self.predictor.parameters(), lr=learning_rate or default_rate)
 
     def _network(self, widths: list[int]) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for width_in, width in zip([self.observation_dim, *widths[:-1]], widths, strict=True):
+        for width_in, width in zip([self.features.width, *widths[:-1]], widths, strict=True):
             linear = nn.utils.skip_init(
                 nn.Linear, width_in, width, device=self.device
             )  # does not draw from the global generator
@@ -79,7 +86,8 @@ class RNDReward(FittedReward):
         return self._errors(observations)
 
     def _errors(self, observations: th.Tensor) -> th.Tensor:
-        return (self.predictor(observations) - self.target(observations)).square().mean(dim=1)  # (batch,)
+        inputs = self.features(observations)  # (batch, width)
+        return (self.predictor(inputs) - self.target(inputs)).square().mean(dim=1)  # (batch,)
 
     def _extra_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict()}

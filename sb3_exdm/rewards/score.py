@@ -13,6 +13,7 @@ from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.rewards.base import FittedReward
 from sb3_exdm.rewards.corrected_error import CorrectedDenoisingError
 from sb3_exdm.rewards.denoising_error import DenoisingError
+from sb3_exdm.rewards.features import StateFeatures, default_frequencies
 from sb3_exdm.rewards.noise_range import NoiseRange
 from sb3_exdm.rewards.registry import register_reward
 
@@ -73,8 +74,9 @@ class ScoreModel(FittedReward):
         divergence. A score takes ``n_levels * n_noises`` evaluations of the network per state
     :param net_arch: widths of the hidden layers; by default two of 64, two of 128 for more than eight dimensions, one of 512
         for more than 32
-    :param n_frequencies: octaves of sines and cosines of the state in the input of the network; by default three, none in
-        more than 32 dimensions, where they take much time and help little
+    :param n_frequencies: octaves of sines and cosines of the noisy data in the input of the network, and of the state that
+        actions are conditioned on, 0 for none; by default three in low dimension, see
+        :func:`~sb3_exdm.rewards.features.default_frequencies`
     :param learning_rate: learning rate of Adam; by default 1e-2, 2e-3 for layers of 128, 4e-3 for one of 512
     :param ema_rate: rate of the moving average of the weights
     :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
@@ -106,14 +108,14 @@ class ScoreModel(FittedReward):
         super().__init__(observation_space, action_space, **kwargs)
         self.kind = kind
         dim = self._encode_actions.dim if self.needs_actions else self.observation_dim
-        condition_dim = self.observation_dim if self.needs_actions else 0
-        widths, default_rate = _network_size(dim, condition_dim)
-        if n_frequencies is None:
-            n_frequencies = 3 if dim <= 32 else 0
-        self.noise_range = NoiseRange(dim, n_frequencies=n_frequencies, device=self.device)
+        self.condition_features: StateFeatures | None = None
+        if self.needs_actions:
+            self.condition_features = StateFeatures(self.observation_dim, n_frequencies, self.device)
+        widths, default_rate = _network_size(dim, self.observation_dim if self.needs_actions else 0)
+        self.noise_range = NoiseRange(dim, n_frequencies=default_frequencies(dim, n_frequencies), device=self.device)
         self.model = DiffusionModel(
             dim,
-            condition_dim,
+            0 if self.condition_features is None else self.condition_features.width,
             net_arch=net_arch or widths,
             frequencies=self.noise_range.frequencies.tolist(),
             learning_rate=learning_rate or default_rate,
@@ -170,8 +172,14 @@ class ScoreModel(FittedReward):
             self._denoising_error = DenoisingError(self.noises, alpha, sigma, level_features, network.features.frequencies)
         self._has_changed = True
 
+    def _data(self, observations: th.Tensor, actions: th.Tensor | None) -> tuple[th.Tensor, th.Tensor | None]:
+        """Data ``(batch, dim)`` of the diffusion model, and what they are conditioned on ``(batch, condition_dim)``."""
+        if self.condition_features is None or actions is None:
+            return observations, None
+        return actions, self.condition_features(observations)
+
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
-        data, condition = (observations, None) if actions is None else (actions, observations)
+        data, condition = self._data(observations, actions)
         if self.noise_range.update(data):
             if condition is None:
                 self._check_ranking()
@@ -202,7 +210,7 @@ class ScoreModel(FittedReward):
             )
 
     def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
-        data, condition = (observations, None) if actions is None else (actions, observations)
+        data, condition = self._data(observations, actions)
         if self._has_changed:
             self._denoising_error.set_network(self.model.average)
             self._has_changed = False
@@ -220,7 +228,9 @@ def _network_size(dim: int, condition_dim: int) -> tuple[list[int], float]:
     """Return the default widths of the hidden layers and the learning rate for them."""
     if dim > 32:
         return [512], 4e-3
-    return ([128, 128], 2e-3) if dim + condition_dim > 8 else ([64, 64], 1e-2)
+    if dim + condition_dim <= 8:
+        return [32, 32], 1e-2
+    return ([256], 8e-3) if condition_dim == 0 else ([128, 128], 2e-3)
 
 
 def _rank_correlation(first: th.Tensor, second: th.Tensor) -> float:

@@ -16,7 +16,9 @@ from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from sb3_exdm.common.validation import check_choice, describe_type, did_you_mean, is_instance
+from sb3_exdm.finetuning.callback import WARM_UPS
 from sb3_exdm.finetuning.operators import OPERATORS
+from sb3_exdm.policies.diffusion_policy import STARTS
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.envs import VEC_ENVS, import_user_module
 from sb3_exdm.runs.hyperparams import ALGORITHMS, PROFILES, to_plain
@@ -267,7 +269,17 @@ class FinetuneConfig(TrainingConfig):
     pretrained: Annotated[Path | None, _shown("train from scratch", "RUN")] = None
     """Run folder of exdm pretrain."""
     policy: Annotated[str, OneOf(POLICIES), arg(metavar=_names(POLICIES))] = "diffusion"
-    """The diffusion policy, or the Gaussian policy that explored."""
+    """The diffusion policy, or a Gaussian policy. After an exploration with sac, both have the same critics, replay buffer
+    and warm-up."""
+    start: Annotated[str, OneOf(STARTS), arg(metavar=_names(STARTS))] = "last"
+    """Pre-trained Gaussian policy to start from: the one that explored, as it was at the end, or one fitted to all explored
+    transitions by behavior cloning."""
+    warm_up: Annotated[str | None, OneOf(WARM_UPS), _shown("mixed, or gaussian for --policy gaussian", _names(WARM_UPS))] = (
+        None
+    )
+    """Pre-trained policies that collect transitions before the first update: each in half of the environments, or one."""
+    correlation: Annotated[float, AtLeast(0.0)] = 0.6
+    """Correlation of the noise of the pre-trained policies from one step to the next, below 1."""
     algo: Annotated[str | None, OneOf(ALGORITHMS), _shown("that of the pre-training, or sac", _names(ALGORITHMS))] = None
     """Reinforcement learning algorithm."""
     operator: Annotated[str | None, OneOf(OPERATORS), _shown("select", _names(OPERATORS))] = None

@@ -2,6 +2,6 @@
 
 from sb3_exdm.finetuning.operators.base import OPERATORS, Operator, make_operator, register_operator
 
-from sb3_exdm.finetuning.operators import select, exdm, idql, gradient, weighted  # noqa: F401  # isort: skip
+from sb3_exdm.finetuning.operators import select, exdm, idql, gradient, weighted, sac  # noqa: F401  # isort: skip
 
 __all__ = ["OPERATORS", "Operator", "make_operator", "register_operator"]

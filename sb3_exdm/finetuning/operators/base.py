@@ -59,8 +59,8 @@ class Operator:
     Policy improvement operator of a :class:`~sb3_exdm.policies.diffusion_policy.DiffusionPolicy`.
 
     A subclass implements :meth:`learn`, and sets ``action_selection`` (how the policy acts), ``n_cached_actions`` (cached
-    actions of the pre-trained policy per observation) and ``parts``. Networks that act belong to the policy. Those that are
-    only needed for training, such as a state value, belong to the operator and are saved as its ``parts``, by name.
+    actions of the pre-trained policy per observation, 0 for none) and ``parts``. Networks that act belong to the policy. Those
+    that are only needed for training, such as a state value, belong to the operator and are saved as its ``parts``, by name.
 
     :param policy: policy to improve
     :param tau: Polyak coefficient of the target critics
@@ -68,7 +68,13 @@ class Operator:
     """
 
     action_selection: ClassVar[ActionSelection] = ActionSelection()
-    n_cached_actions: ClassVar[int] = 0
+    exploring_actor: ClassVar[str] = "policy"
+    """Actor that collects transitions after the warm-up, see
+    :class:`~sb3_exdm.policies.diffusion_policy.ExplorationState`."""
+    kl_coef: float = 0.0
+    """Coefficient of the KL regularization towards the pre-trained Gaussian; used by operators with ``has_kl``."""
+    has_kl: ClassVar[bool] = False
+    n_cached_actions: int = 0
     needs_next_cached_actions: bool = False
 
     def __init__(self, policy: DiffusionPolicy, *, tau: float = 0.005, learning_rate: float = 1e-3) -> None:

@@ -1,10 +1,10 @@
 """ExDM: alternating updates of critic, energy guidance and score distillation."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
 
-from sb3_exdm.common.validation import check_choice
+from sb3_exdm.common.validation import check_choice, check_integers
 from sb3_exdm.diffusion import EnergyModel
 from sb3_exdm.finetuning.critics import Batch, ExpectileValue, scaled_advantages, support_value
 from sb3_exdm.finetuning.operators.base import Operator, register_operator
@@ -22,11 +22,11 @@ class ExDM(Operator):
     :param critic: ``"iql"``, or ``"support"`` for in-support softmax Q-learning
     :param expectile: expectile of IQL
     :param beta: temperature, in units of the standard deviation of the advantages
+    :param n_cached_actions: actions of the pre-trained policy per observation, at least 2. Few of them shrink the gradient of
+        the energy: the softmax over their values cannot weigh actions that are not among them. 32 as in the paper.
     :param kwargs: arguments of :class:`Operator`
-    :raises ValueError: for an unknown critic
+    :raises ValueError: for an unknown critic, or fewer than 2 cached actions
     """
-
-    n_cached_actions: ClassVar[int] = 8
 
     def __init__(
         self,
@@ -35,11 +35,14 @@ class ExDM(Operator):
         critic: str = "iql",
         expectile: float = 0.7,
         beta: float = 1.0 / 3.0,
+        n_cached_actions: int = 32,
         **kwargs: Any,
     ) -> None:
         super().__init__(policy, **kwargs)
         check_choice("critic", critic, ("iql", "support"))
+        check_integers(n_cached_actions=(n_cached_actions, 2))
         self.beta = beta
+        self.n_cached_actions = n_cached_actions
         self.value = ExpectileValue(policy, expectile, self.learning_rate) if critic == "iql" else None
         self.needs_next_cached_actions = critic == "support"
         actor = policy.actor
@@ -63,13 +66,22 @@ class ExDM(Operator):
         assert actions is not None
         with th.no_grad():
             values = self.policy.critic_target.min_q(batch.features, actions)
-        losses["energy_loss"] = self.energy.fit(actions, scaled_advantages(values) / self.beta, batch.features)
-        losses["distillation_loss"] = self.policy.actor.model.fit(
-            actions[:, 0],
-            batch.features,
-            target=lambda x_t, log_snr: self._guided_noise(x_t, log_snr, batch.features),
+        return losses | self.improve(batch.features, actions, scaled_advantages(values) / self.beta)
+
+    def improve(self, features: th.Tensor, actions: th.Tensor, energies: th.Tensor) -> dict[str, th.Tensor]:
+        """
+        Update energy and actor once.
+
+        :param features: features of the observations, ``(batch, features_dim)``
+        :param actions: actions of the pre-trained policy, ``(batch, n_actions, action_dim)``
+        :param energies: Q / beta of these actions, ``(batch, n_actions)``, up to a constant per observation
+        :return: losses
+        """
+        energy_loss = self.energy.fit(actions, energies, features)
+        distillation_loss = self.policy.actor.model.fit(
+            actions[:, 0], features, target=lambda x_t, log_snr: self._guided_noise(x_t, log_snr, features)
         )
-        return losses
+        return {"energy_loss": energy_loss, "distillation_loss": distillation_loss}
 
     @th.no_grad()
     def _guided_noise(self, x_t: th.Tensor, log_snr: th.Tensor, features: th.Tensor) -> th.Tensor:

@@ -24,6 +24,7 @@ class Select(Operator):
     """
 
     action_selection: ClassVar[ActionSelection] = ActionSelection(actor=0, behavior=8, gaussian=2)
+    has_kl: ClassVar[bool] = True
 
     def __init__(
         self, policy: DiffusionPolicy, *, ent_coef: float = 0.01, target_entropy: float | None = None, **kwargs: Any
@@ -33,6 +34,7 @@ class Select(Operator):
         self.parts = {"gaussian": self.gaussian}
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
+        self.gaussian.kl_coef = self.kl_coef
         return {**self.learn_critic(batch), **self.gaussian.learn(batch)}
 
     def learn_critic(self, batch: Batch) -> dict[str, th.Tensor]:

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import torch as th
 
+from sb3_exdm.common.validation import check_integers
 from sb3_exdm.finetuning.critics import Batch, scaled_advantages
 from sb3_exdm.finetuning.operators.base import register_operator
 from sb3_exdm.finetuning.operators.idql import IDQL
@@ -20,23 +21,38 @@ class Weighted(IDQL):
 
     :param policy: policy to improve
     :param beta: temperature, in units of the standard deviation of the advantages
+    :param n_cached_actions: actions of the pre-trained policy per observation, at least 2; the policy cannot be greedier than
+        the best of them
     :param kwargs: arguments of :class:`~sb3_exdm.finetuning.operators.idql.IDQL`
+    :raises ValueError: for fewer than 2 cached actions
     """
 
     action_selection: ClassVar[ActionSelection] = ActionSelection()
-    n_cached_actions: ClassVar[int] = 8
 
-    def __init__(self, policy: DiffusionPolicy, *, beta: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, policy: DiffusionPolicy, *, beta: float = 0.1, n_cached_actions: int = 32, **kwargs: Any) -> None:
         super().__init__(policy, **kwargs)
+        check_integers(n_cached_actions=(n_cached_actions, 2))
         self.beta = beta
+        self.n_cached_actions = n_cached_actions
 
     def learn(self, batch: Batch) -> dict[str, th.Tensor]:
         losses = super().learn(batch)
-        assert batch.cached_actions is not None
-        model = self.policy.actor.model
+        actions = batch.cached_actions
+        assert actions is not None
         with th.no_grad():
-            values = self.policy.critic_target.min_q(batch.features, batch.cached_actions)
-            weights = (scaled_advantages(values) / self.beta).softmax(dim=1)
-            drawn = th.multinomial(weights, 1, generator=model.generator)[:, 0]
-        actions = batch.cached_actions[th.arange(len(drawn), device=drawn.device), drawn]
-        return {**losses, "policy_loss": model.fit(actions, batch.features)}
+            values = self.policy.critic_target.min_q(batch.features, actions)
+        return losses | self.improve(batch.features, actions, scaled_advantages(values) / self.beta)
+
+    def improve(self, features: th.Tensor, actions: th.Tensor, energies: th.Tensor) -> dict[str, th.Tensor]:
+        """
+        Update the actor once.
+
+        :param features: features of the observations, ``(batch, features_dim)``
+        :param actions: actions of the pre-trained policy, ``(batch, n_actions, action_dim)``
+        :param energies: Q / beta of these actions, ``(batch, n_actions)``, up to a constant per observation
+        :return: loss
+        """
+        model = self.policy.actor.model
+        drawn = th.multinomial(energies.softmax(dim=1), 1, generator=model.generator)[:, 0]
+        chosen = actions[th.arange(len(drawn), device=drawn.device), drawn]
+        return {"policy_loss": model.fit(chosen, features)}

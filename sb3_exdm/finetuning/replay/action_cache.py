@@ -14,6 +14,9 @@ class ActionCache:
     """
     Actions for the observations of stored transitions, each computed once.
 
+    The memory is ``4 * n_actions * action_dim`` bytes a transition: 26 MB for 100,000 transitions with 32 actions of 2
+    dimensions, 77 MB with 6. Linux commits it as it is filled, so a large buffer costs nothing before.
+
     :param n_transitions: number of transitions
     :param n_actions: actions per transition
     :param action_dim: dimension of an action
