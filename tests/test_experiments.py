@@ -1,6 +1,7 @@
 """The scripts in examples/experiments: exact references of the bandit and the estimator, and their reports."""
 
 import csv
+import importlib
 import math
 
 import numpy as np
@@ -147,7 +148,8 @@ def test_the_score_ranks_states_by_rarity():
 
 
 @pytest.mark.slow
-def test_estimator_report(tmp_path):
+def test_estimator_report(tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.experiments.estimator._N_TEST", 200)
     report = run_estimator(("rnd", "exdm-paper"), (0, 1), fit_steps=5, out=tmp_path, dims=(3,))
     assert (tmp_path / "estimator.md").read_text(encoding="utf-8") == report + "\n"
     lines = [line for line in report.splitlines() if line.startswith("|")]
@@ -238,3 +240,16 @@ def test_control_table(monkeypatch):
     assert all(0.1 < float(ratio.removesuffix(" x")) < 10 for ratio in ratios)
     with pytest.raises(ValueError, match="steps must be"):
         throughput.control_table(1, 0)
+
+
+@pytest.mark.slow
+def test_score_cost_report(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend("examples/experiments")
+    score_cost = importlib.import_module("score_cost")
+    monkeypatch.setattr(score_cost, "_N_TEST", 100)
+    monkeypatch.setattr(score_cost, "N_TIMINGS", 1)
+    report = score_cost.run(seeds=(0, 1), fit_steps=(2, 4), out=tmp_path)
+    assert (tmp_path / "score_cost.md").read_text(encoding="utf-8") == report + "\n"
+    n_variants = sum(map(len, score_cost.VARIANTS.values()))
+    assert len([line for line in report.splitlines() if line.startswith("|")]) == 2 + n_variants
+    assert (tmp_path / "score_cost.png").stat().st_size > 10_000

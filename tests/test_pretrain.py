@@ -93,7 +93,8 @@ def test_same_seed_same_run_and_other_seed_other_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("reward", ["score", "edp", "exdm-paper", "rnd", "apt", "count", "zero"])
 def test_every_reward(reward):
-    run = tiny_pretrain(400, reward=reward)
+    kwargs = {"net_arch": [8], "residual": False, "n_draws": 2} if reward == "exdm-paper" else {}
+    run = tiny_pretrain(400, reward=reward, reward_kwargs=kwargs)
     assert run.summary["coverage"] > 0 and run.summary["reward"] == reward
 
 

@@ -42,16 +42,18 @@ DENSITIES: dict[str, tuple[Callable[[int], Density], ...]] = {
 """Densities by the name of their row in the table; each takes a seed."""
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "2-d mazes": [{"n_levels": 3, "n_noises": 4, "net_arch": [width, width]} for width in (24, 32, 48, 64)]
-    + [
-        {"n_levels": n_levels, "n_noises": n_noises, "net_arch": [32, 32]}
-        for n_levels, n_noises in ((2, 4), (4, 4), (3, 2), (6, 2))
-    ]
-    + [{"n_levels": 3, "n_noises": 4, "net_arch": [64]}, {"n_levels": 3, "n_noises": 2, "net_arch": [64, 64]}],
-    "24-d mixtures": [{"n_levels": 4, "n_noises": 4, "net_arch": [128, 128], "n_frequencies": n} for n in (3, 1, 0)]
-    + [
-        {"n_levels": n_levels, "n_noises": n_noises, "net_arch": [width, width], "n_frequencies": 1}
-        for n_levels, n_noises, width in ((4, 2, 128), (8, 2, 128), (2, 4, 128), (4, 4, 64), (4, 4, 96), (4, 2, 64))
+    "2-d mazes": [
+        *({"n_levels": 3, "n_noises": 4, "net_arch": [width, width]} for width in (16, 32, 48, 64)),
+        {"n_levels": 2, "n_noises": 4, "net_arch": [32, 32]},
+        {"n_levels": 3, "n_noises": 2, "net_arch": [32, 32]},
+        {"n_levels": 3, "n_noises": 2, "net_arch": [64, 64]},
+        {"n_levels": 3, "n_noises": 4, "net_arch": [64]},
+    ],
+    "24-d mixtures": [
+        {"n_levels": 4, "n_noises": 4, "net_arch": [128, 128], "n_frequencies": 3, "learning_rate": 2e-3},
+        {"n_levels": 4, "n_noises": 4, "net_arch": [128, 128], "n_frequencies": 0, "learning_rate": 2e-3},
+        *({"n_levels": 4, "n_noises": 2, "net_arch": [width], "n_frequencies": 0} for width in (128, 256, 512)),
+        {"n_levels": 4, "n_noises": 4, "net_arch": [256], "n_frequencies": 0},
     ],
 }
 """Variants by density: arguments of :class:`~sb3_exdm.rewards.score.ScoreModel`."""
