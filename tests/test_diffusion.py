@@ -188,3 +188,22 @@ def test_bad_arguments_are_refused():
         DiffusionModel(2).loss(th.zeros(4, 2), error_of="pixels")
     with pytest.raises(ValueError, match="beta_min"):
         VPSchedule(1.0, 0.5)
+
+
+@pytest.mark.parametrize("condition_dim", [0, 3])
+def test_fused_fit_is_that_of_autograd(condition_dim):
+    """Losses, weights and averaged weights, over twenty steps from the same seed."""
+    rng = th.Generator().manual_seed(0)
+    mine, plain = (
+        DiffusionModel(2, condition_dim, net_arch=[16, 16], frequencies=[1.0, 2.0], learning_rate=1e-3, seed=0)
+        for _ in range(2)
+    )
+    for _ in range(20):
+        x = th.randn(64, 2, generator=rng)
+        condition = th.randn(64, condition_dim, generator=rng) if condition_dim else None
+        losses = mine.fit(x, condition), plain.fit(x, condition, error_of="noise")  # a further argument: autograd
+        th.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    for networks in ((mine.network, plain.network), (mine.average, plain.average)):
+        for first, second in zip(*(network.parameters() for network in networks), strict=True):
+            th.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+    assert mine._fused_fit is not None and plain._fused_fit is None
