@@ -580,7 +580,7 @@ class TestRecipe:
         assert other.summary()["mean_reward"] != summary["mean_reward"]
         # It can be trained further.
         env = EnvSource.of(MAZE).make_vec(4, 0, {"reward_type": "dense"})
-        callback = DiffusionFinetuneCallback() if policy == "diffusion" else None
+        callback = DiffusionFinetuneCallback("select" if policy == "diffusion" else "sac")
         further = RunFolder(run.path).load_model(env, device="cpu")
         further.learn(200, callback=callback)
         assert further._n_updates > run.model._n_updates
@@ -666,7 +666,7 @@ class TestRecipe:
 
     @pytest.mark.slow
     def test_normalized_observations(self, tmp_path):
-        """Unbounded ones: the Gaussian wants them normalized, also in memory."""
+        """Unbounded ones: the policy standardizes them itself, with the moments of the exploration."""
         gym.register("UnboundedTwoSteps-v0", UnboundedTwoSteps)
         settings = {"learning_starts": 20, "policy_kwargs": {"net_arch": [8]}}
         kwargs = {"algo_kwargs": settings, "n_envs": 2, "progress_bar": False, "device": "cpu"}
@@ -674,7 +674,9 @@ class TestRecipe:
         for policy in ("gaussian", "diffusion"):
             arguments = {"policy": policy, "out": tmp_path / policy, "env_kwargs": {}, "algo_kwargs": settings}
             run = tiny_finetune(tmp_path / "explored", critic_updates=5, **arguments)
-            assert (run.model.get_vec_normalize_env() is None) == (policy == "diffusion")
+            assert run.model.get_vec_normalize_env() is None
+            mean = RunFolder(tmp_path / "explored").observation_moments()[0]
+            np.testing.assert_allclose(run.model.policy.actor.features.mean.numpy(), mean, rtol=1e-5)
             assert run.path is not None and RunFolder(run.path).config["kl_steps"] == (16_000 if policy == "gaussian" else 0)
             for again, env_id in ((run.path, None), (run.model, "UnboundedTwoSteps-v0")):
                 evaluation = sb3_exdm.evaluate(again, env_id, 3, device="cpu")

@@ -278,6 +278,11 @@ def test_runs_picture(tmp_path):
     assert plot_runs(runs, tmp_path / "c.png") == tmp_path / "c.png"
     assert_picture(tmp_path / "c.png")
     assert_picture(plot_runs(runs[:1], tmp_path / "seconds.png", metric="seconds", group_by=["algo"]))
+    assert_picture(plot_runs(runs[:4], tmp_path / "over_seconds.png", x="seconds"))
+    panel = curves._panels([RunFolder(runs[0]).record()], "seconds", "coverage", ["reward"])["Maze2d-SquareA-v0"]
+    np.testing.assert_array_equal(panel[0].curves[0][0], RunFolder(runs[0]).record().progress["seconds"])
+    with pytest.raises(ValueError, match="timesteps"):
+        plot_runs(runs[:1], tmp_path / "d.png", x="steps")
 
 
 def test_runs_that_differ_in_seed_are_one_line(tmp_path):
@@ -286,7 +291,7 @@ def test_runs_that_differ_in_seed_are_one_line(tmp_path):
         RunFolder(make_run(tmp_path / "1", seed=1, coverage=[0.2, 0.5, 0.9])).record(),
         RunFolder(make_run(tmp_path / "2", reward="zero", coverage=[0.1])).record(),
     ]
-    panels = curves._panels(records, "coverage", ["reward", "algo"])
+    panels = curves._panels(records, "timesteps", "coverage", ["reward", "algo"])
     assert list(panels) == ["Maze2d-SquareA-v0"]
     score, zero = panels["Maze2d-SquareA-v0"]
     # All have the same algorithm, so the legend omits it.
@@ -308,7 +313,7 @@ def test_unequal_steps_are_interpolated():
 def test_an_unfinished_run_is_a_line_of_its_own(tmp_path):
     runs = [make_run(tmp_path / "0", seed=0), make_run(tmp_path / "1", seed=1, coverage=[0.1], finished=False)]
     records = [RunFolder(run).record() for run in runs]
-    finished, unfinished = curves._panels(records, "coverage", ["reward"])["Maze2d-SquareA-v0"]
+    finished, unfinished = curves._panels(records, "timesteps", "coverage", ["reward"])["Maze2d-SquareA-v0"]
     assert (finished.label, unfinished.label) == ("score", "score, seed 1 (unfinished)")
     assert_picture(plot_runs(runs, tmp_path / "c.png"))
 
@@ -320,7 +325,7 @@ def test_finetuned_runs_are_labeled_in_words(tmp_path):
         make_run(tmp_path / "1", **settings, pretrained=None, reuse_data=False),
     ]
     records = [RunFolder(run).record() for run in runs]
-    (lines,) = curves._panels(records, "coverage", ["policy", "pretrained", "reuse_data"]).values()
+    (lines,) = curves._panels(records, "timesteps", "coverage", ["policy", "pretrained", "reuse_data"]).values()
     assert [line.label for line in lines] == ["pre-trained, reused data", "from scratch, new data"]
     with pytest.raises(ValueError, match="plot them separately"):
         plot_runs([*runs, make_run(tmp_path / "2")], tmp_path / "c.png")
