@@ -48,7 +48,7 @@ class ScoreModel(FittedReward):
     - **Noise levels that follow the data**, see :class:`~sb3_exdm.rewards.noise_range.NoiseRange`.
     - **Averaged weights** for scoring, so that the reward does not fluctuate with the minibatches.
 
-    In more than 32 dimensions, one wide hidden layer replaces the two: it is what a map between so many dimensions needs,
+    In more than eight dimensions, one wide hidden layer replaces the two: it is what a map between so many dimensions needs,
     and its divergence is exact, which stands in for most noises, see
     :class:`~sb3_exdm.rewards.corrected_error.CorrectedDenoisingError`.
 
@@ -72,12 +72,13 @@ class ScoreModel(FittedReward):
     :param n_levels: number of noise levels; by default three in one or two dimensions, four in more
     :param n_noises: number of noises per level, even, because they come in pairs; by default four, two with an exact
         divergence. A score takes ``n_levels * n_noises`` evaluations of the network per state
-    :param net_arch: widths of the hidden layers; by default two of 64, two of 128 for more than eight dimensions, one of 512
-        for more than 32
+    :param net_arch: widths of the hidden layers; by default two of 32, one of 256 for more than eight dimensions (two of 128
+        with a condition), one of 512 for more than 32
     :param n_frequencies: octaves of sines and cosines of the noisy data in the input of the network, and of the state that
         actions are conditioned on, 0 for none; by default three in low dimension, see
         :func:`~sb3_exdm.rewards.features.default_frequencies`
-    :param learning_rate: learning rate of Adam; by default 1e-2, 2e-3 for layers of 128, 4e-3 for one of 512
+    :param learning_rate: learning rate of Adam; by default 1e-2, 8e-3 for one layer of 256, 2e-3 for two of 128, 4e-3 for one
+        of 512
     :param ema_rate: rate of the moving average of the weights
     :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
