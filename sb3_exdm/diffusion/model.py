@@ -150,7 +150,7 @@ class DiffusionModel(Trainable):
     def fit(self, x: th.Tensor, condition: th.Tensor | None = None, **kwargs: Any) -> th.Tensor:
         """
         Take one step of Adam on the :meth:`loss` of a minibatch. Without further arguments, plain layers are updated with
-        written-out gradients, see :class:`~sb3_exdm.diffusion.fused_fit.FusedFit`: the same numbers in a third of the time.
+        written-out gradients, see :class:`~sb3_exdm.diffusion.fused_fit.FusedFit`: the same numbers in less time.
 
         :param x: data, ``(batch, dim)``
         :param condition: conditions, ``(batch, condition_dim)``

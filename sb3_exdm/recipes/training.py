@@ -58,7 +58,7 @@ def train(
 
 
 class Run(Protocol):
-    """What :func:`train_together` needs of a run."""
+    """Run that :func:`train_together` trains."""
 
     model: BaseAlgorithm
     reward_model: IntrinsicReward
