@@ -144,9 +144,11 @@ def _update(
     losses: list[list[dict[str, th.Tensor]]] = [[] for _ in models]
     with th.inference_mode():
         for step, parts in enumerate(zip(*minibatches, strict=True)):
-            stacked: Any = [None if part[0] is None else th.stack(part) for part in zip(*parts, strict=True)]
-            samples = ReplayBufferSamples(*stacked)
-            loss = models[0]._update(samples, noises[:, step], networks)
+            samples, noise = parts[0], noises[0, step]
+            if len(models) > 1:
+                stacked: Any = [None if part[0] is None else th.stack(part) for part in zip(*parts, strict=True)]
+                samples, noise = ReplayBufferSamples(*stacked), noises[:, step]
+            loss = models[0]._update(samples, noise, networks)
             if step % models[0].target_update_interval == 0:
                 networks.update_target(models[0].tau)
             for i, values in enumerate(losses):
