@@ -110,7 +110,7 @@ def test_plan_of_the_mazes(tmp_path):
         assert run.requires is None or run.requires in [earlier.folder for earlier in runs[:index]]
     assert {run.requires for run in finetuned} == {
         None,
-        *(tmp_path / "pretrained" / f"{maze}-{seed}" for maze, seed in product(("SquareA", "SquareB"), (0, 1))),
+        *(tmp_path / "pretrained" / f"{maze}-sac-score-{seed}" for maze, seed in product(("SquareA", "SquareB"), (0, 1))),
     }
     # From scratch there is nothing to explore.
     assert len(benchmark.with_changes(methods=("scratch",)).plan()) == 2 * 2

@@ -38,7 +38,8 @@ class CoverageBenchmark(Benchmark):
     State coverage in the mazes, beside the figures of the paper: every maze with every reward and seed.
 
     Runs that are complete in the output folder are not repeated, so an interrupted sweep goes on where it was. Writes
-    runs.csv, results.md and coverage.png. One run of 100,000 steps takes one to two minutes on one core.
+    runs.csv, results.md and coverage.png. One run of 100,000 steps takes about four minutes on one core. Fine-tuning can start
+    from the runs with the score: exdm benchmark finetune --pretrained FOLDER.
 
     Example: exdm benchmark coverage --rewards score rnd --mazes SquareLarge --seeds 10-12
     """
@@ -55,7 +56,7 @@ class CoverageBenchmark(Benchmark):
 
     def plan(self) -> list[PlannedRun[PretrainConfig]]:
         mazes = dict.fromkeys(MazeLayout.load(maze).name for maze in self.mazes)
-        shared = PretrainConfig(env_id="", total_timesteps=self.steps, algo=self.algo, policy_steps=0, checkpoint_freq=0)
+        shared = PretrainConfig(env_id="", total_timesteps=self.steps, algo=self.algo, checkpoint_freq=0)
         axes = {"env_id": [f"Maze2d-{maze}-v0" for maze in mazes], "reward": dict.fromkeys(self.rewards), "seed": self.seeds}
         return [
             PlannedRun(self.out / f"{short_name(config.env_id)}-{config.algo}-{config.reward}-{config.seed}", config)

@@ -35,7 +35,7 @@ class FinetuneBenchmark(FinetuneSweep):
 
     Runs that are complete in the output folder are not repeated, so an interrupted sweep goes on where it was; missing runs of
     pre-training are made first. Writes runs.csv, results.md, and finetune.png or, with reused data, finetune-reuse.png. One
-    run of 20,000 steps takes about a minute on one core, the pre-training of a maze and a seed one to two.
+    run of 20,000 steps takes about a minute on one core, the pre-training of a maze and a seed about four.
 
     Example: exdm benchmark finetune --methods select gaussian --mazes SquareTree --seeds 10-12
     """
@@ -45,7 +45,7 @@ class FinetuneBenchmark(FinetuneSweep):
     """Names or env ids of mazes."""
     reuse_data: ReuseData = "both"
     pretrained: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: <out>/pretrained)")] = None
-    """Folder with runs of exdm pretrain named <maze>-<seed>; missing ones are made there."""
+    """Folder of a benchmark of coverage, whose runs named <maze>-sac-score-<seed> are used; missing ones are made there."""
 
     settings: ClassVar[dict[str, Any]] = {"env_kwargs": GOAL}
 
@@ -53,7 +53,7 @@ class FinetuneBenchmark(FinetuneSweep):
         return [f"Maze2d-{name}-v0" for name in dict.fromkeys(MazeLayout.load(maze).name for maze in self.mazes)]
 
     def pretrainings(self, env_id: str, seed: int) -> list[PlannedRun[PretrainConfig]]:
-        folder = (self.pretrained or self.out / "pretrained") / f"{short_name(env_id)}-{seed}"
+        folder = (self.pretrained or self.out / "pretrained") / f"{short_name(env_id)}-sac-score-{seed}"
         config = PretrainConfig.make(env_id=env_id, total_timesteps=self.pretrain_steps, seed=seed, checkpoint_freq=0)
         # Any pre-training of this length will do, with another reward for example.
         return [PlannedRun(folder, config, checked=("env_id", "total_timesteps", "seed"))]
