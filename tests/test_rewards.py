@@ -625,7 +625,7 @@ def test_networks_get_sines_and_cosines_in_low_dimension_alone(name):
             return len(model.condition_features.frequencies)
         return len(model.model.network.features.frequencies)
 
-    assert octaves(2) == octaves(MAX_DIM) == 3
+    assert octaves(2) == octaves(MAX_DIM) == 5
     assert octaves(MAX_DIM + 1) == octaves(2, 0) == 0
     assert octaves(40, 2) == 2
 

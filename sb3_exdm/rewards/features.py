@@ -5,11 +5,11 @@ import torch as th
 from sb3_exdm.common.validation import check_integers
 from sb3_exdm.diffusion.networks import FourierFeatures
 
-N_FREQUENCIES = 3
+N_FREQUENCIES = 5
 """Octaves of sines and cosines in low dimension."""
 MAX_DIM = 8
 """Largest dimension with sines and cosines by default. In more dimensions they take much time and help little."""
-HIGHEST_FREQUENCY = 4.0
+HIGHEST_FREQUENCY = 16.0
 """Highest angular frequency of :class:`StateFeatures`, per standard deviation of the data."""
 
 
@@ -37,7 +37,7 @@ class StateFeatures(FourierFeatures):
     noisy data of a :class:`~sb3_exdm.rewards.score.ScoreModel` have as many octaves, which follow its noise range.
 
     >>> StateFeatures(2).width
-    14
+    22
     >>> StateFeatures(2, 0)(th.zeros(1, 2)).shape
     torch.Size([1, 2])
 

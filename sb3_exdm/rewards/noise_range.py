@@ -41,7 +41,7 @@ class NoiseRange(nn.Module):
         dim: int,
         *,
         n_reference: int = 512,
-        neighbor_share: float = 0.7,
+        neighbor_share: float = 0.35,
         max_low: float = 0.3,
         extent: float = 1.25,
         n_frequencies: int = 3,

@@ -30,7 +30,7 @@ class RNDReward(FittedReward):
     :param embedding_dim: width of the output of target and predictor
     :param clip_obs: bound that whitened observations are clipped to
     :param n_frequencies: octaves of sines and cosines of the state in the input of both networks, 0 for none; by default
-        three in low dimension, see :func:`~sb3_exdm.rewards.features.default_frequencies`
+        five in low dimension, see :func:`~sb3_exdm.rewards.features.default_frequencies`
     :param learning_rate: learning rate of Adam; by default 3e-3, 1e-3 without sines and cosines
     :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """

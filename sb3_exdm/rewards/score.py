@@ -75,7 +75,7 @@ class ScoreModel(FittedReward):
     :param net_arch: widths of the hidden layers; by default two of 32, one of 256 for more than eight dimensions (two of 128
         with a condition), one of 512 for more than 32
     :param n_frequencies: octaves of sines and cosines of the noisy data in the input of the network, and of the state that
-        actions are conditioned on, 0 for none; by default three in low dimension, see
+        actions are conditioned on, 0 for none; by default five in low dimension, see
         :func:`~sb3_exdm.rewards.features.default_frequencies`
     :param learning_rate: learning rate of Adam; by default 1e-2, 8e-3 for one layer of 256, 2e-3 for two of 128, 4e-3 for one
         of 512
