@@ -11,6 +11,7 @@ from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_exdm.common.validation import check_finite
 from sb3_exdm.exploration.online import OnlineReward, OnlineRewardMixin, refuse_her
 from sb3_exdm.rewards.base import IntrinsicReward, scores_next_state
 
@@ -54,7 +55,7 @@ class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsTyp
     :param reward: registered name, see :data:`~sb3_exdm.rewards.registry.REWARDS`, or an instance, which is not recorded in
         ``env.spec``: pass it again to an environment that is made from there
     :param intrinsic_coef: weight of the intrinsic reward
-    :param extrinsic_coef: weight of the task reward
+    :param extrinsic_coef: weight of the task reward; with 0 the task reward may be NaN
     :param buffer_size: number of states kept to fit the model; fewer if they are large, see
         :data:`~sb3_exdm.exploration.online.MAX_BYTES`
     :param learning_starts: number of transitions before the first fit; until then all states get the same reward
@@ -116,6 +117,7 @@ class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsTyp
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[ObsType, dict[str, Any]]:
         """Reset the environment, not the model."""
         obs, info = self.env.reset(seed=seed, options=options)
+        check_finite(_batch_of_one(obs), "first observation of an episode", "environment")
         self._remember(obs)
         return obs, info
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +16,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
+from sb3_exdm.common.env_wrappers import CopyObservation, CountFromZero
 from sb3_exdm.common.registry import Registry
-from sb3_exdm.common.spaces import is_bounded_vector
+from sb3_exdm.common.spaces import counts_from_zero, is_bounded_vector
 from sb3_exdm.common.validation import did_you_mean
 from sb3_exdm.envs import Maze2dSB3VecEnv, SB3VecEnv
 from sb3_exdm.envs.urlb import TASKS, VECTORIZED_DOMAINS
@@ -239,11 +241,17 @@ class EnvSource:
                 n_envs=n_envs,
                 seed=seed,
                 env_kwargs=env_kwargs,
-                wrapper_class=factory.wrapper(),
+                wrapper_class=partial(_for_stable_baselines, wrapper=factory.wrapper()),
                 vec_env_cls=VEC_ENVS[vec_env],
             )
         except (gym.error.Error, ImportError) as error:
             raise ValueError(f"Cannot make the environment {self.id!r}: {error}") from error
+
+
+def _for_stable_baselines(env: gym.Env, wrapper: type[gym.Wrapper] | None) -> gym.Env:
+    if wrapper is not None:
+        env = wrapper(env)
+    return CopyObservation(env if counts_from_zero(env.observation_space) else CountFromZero(env))
 
 
 def import_user_module(name: str) -> None:
