@@ -15,7 +15,9 @@ IMAGE_DIM = 64
 """Width of the code of an image, after a fixed random projection."""
 
 MAX_DIM = 4096
-"""Vectors wider than this are refused: a small model cannot tell rare ones from common ones. Wider categories are hashed."""
+"""Vectors wider than this are refused: a small model cannot tell rare ones from common ones."""
+MAX_CATEGORIES = 256
+"""More categories, of all entries together, are hashed: with a one-hot code, a model cannot tell rare ones from common ones."""
 HASH_DIM = 64
 """Width of the code of hashed categories, one column for each bit of a hash."""
 
@@ -25,7 +27,7 @@ class SpaceEncoder:
     Encodes a batch of elements of a space as a matrix with one row per element.
 
     Box: flattened. Discrete and MultiDiscrete: one-hot. MultiBinary: zeros and ones. Dict: its entries side by side.
-    More than :data:`MAX_DIM` categories or bits: a sum of random signs, one vector of :data:`HASH_DIM` signs for every
+    More than :data:`MAX_CATEGORIES` categories, or :data:`MAX_DIM` bits: a sum of random signs, one vector of :data:`HASH_DIM` signs for every
     category of every entry. This is the one-hot code times a fixed random projection, which keeps distances (Achlioptas
     2003), and a hash computes the few rows of the projection that are needed. Images (``uint8`` in [0, 255], three axes):
     averaged over a coarse grid, then a fixed random projection (Johnson & Lindenstrauss 1984); a random encoder is known to
@@ -99,7 +101,7 @@ class SpaceEncoder:
         self._counts = counts.astype(np.int64)
         self._starts = starts.astype(np.int64)
         n_categories = sum(self._counts.tolist())  # integers of Python do not overflow
-        self._is_hashed = n_categories > MAX_DIM
+        self._is_hashed = n_categories > MAX_CATEGORIES
         self.dim = HASH_DIM if self._is_hashed else n_categories
 
     def _set_image(self, shape: tuple[int, ...]) -> None:
@@ -232,28 +234,26 @@ def check_vector_spaces(observation_space: spaces.Space, action_space: spaces.Sp
 
 def counts_from_zero(space: spaces.Space) -> bool:
     """
-    Tell whether Stable-Baselines3, which counts categories from zero, understands a space.
+    Tell whether Stable-Baselines3, which counts discrete actions from zero, understands an action space.
 
     :param space: any space
-    :return: False for a Discrete or MultiDiscrete space, or a Dict with one, whose ``start`` is not zero
+    :return: False for a Discrete or MultiDiscrete space whose ``start`` is not zero
     """
-    if isinstance(space, spaces.Dict):
-        return all(counts_from_zero(part) for part in space.spaces.values())
     return not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) or not np.any(space.start)
 
 
 def check_action_start(action_space: spaces.Space) -> None:
     """
-    Refuse actions that Stable-Baselines3 would shift.
+    Refuse actions that Stable-Baselines3 would not count from their ``start``.
 
     :param action_space: action space of an environment
     :raises ValueError: for a Discrete or MultiDiscrete space whose ``start`` is not zero
     """
     if not counts_from_zero(action_space):
         raise ValueError(
-            f"Stable-Baselines3 counts discrete actions from zero and would send wrong ones to an environment with "
-            f"{action_space}. Add the start in the environment: gymnasium.wrappers.TransformAction(env, lambda action: "
-            "action + start, action_space)."
+            "Stable-Baselines3 counts discrete actions from zero and would send wrong ones to an environment with "
+            f"{action_space}. Shift them with gymnasium.wrappers.TransformAction(env, lambda action: action + start, "
+            "space_that_starts_at_zero)."
         )
 
 

@@ -16,9 +16,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from sb3_exdm.common.env_wrappers import CopyObservation, CountFromZero
+from sb3_exdm.common.env_wrappers import CopyObservation, PolicyObservation, policy_space
 from sb3_exdm.common.registry import Registry
-from sb3_exdm.common.spaces import counts_from_zero, is_bounded_vector
+from sb3_exdm.common.spaces import is_bounded_vector
 from sb3_exdm.common.validation import did_you_mean
 from sb3_exdm.envs import Maze2dSB3VecEnv, SB3VecEnv
 from sb3_exdm.envs.urlb import TASKS, VECTORIZED_DOMAINS
@@ -251,7 +251,8 @@ class EnvSource:
 def _for_stable_baselines(env: gym.Env, wrapper: type[gym.Wrapper] | None) -> gym.Env:
     if wrapper is not None:
         env = wrapper(env)
-    return CopyObservation(env if counts_from_zero(env.observation_space) else CountFromZero(env))
+    is_readable = policy_space(env.observation_space) == env.observation_space
+    return CopyObservation(env if is_readable else PolicyObservation(env))
 
 
 def import_user_module(name: str) -> None:
