@@ -143,11 +143,11 @@ class Whitening(RunningMoments):
         """Choose origin and unit of the columns that were constant, and vary in this batch, if they need any."""
         low, high = batch.aminmax(dim=0)
         spread, size = high - low, th.maximum(low.abs(), high.abs())
-        begins = spread > self.std_floor * spread.max().clamp(max=1.0)
+        begins = (spread > self.std_floor * spread.max().clamp(max=1.0)) | (size > LARGEST)
         if self.n_batches > 0:
             begins &= self.var.sqrt() <= self._floor()
         is_narrow = begins & (spread <= 1e-4 * size)
-        is_extreme = begins & ((spread < 2.0**-50) | (spread > 2.0**50))
+        is_extreme = begins & (spread > 0) & ((spread < 2.0**-50) | (spread > 2.0**50))
         moved = is_narrow | is_extreme
         self.origin[is_narrow] = batch[0][is_narrow]
         self.unit[is_extreme] = spread[is_extreme].log2().round().exp2()

@@ -17,7 +17,7 @@ IMAGE_DIM = 64
 MAX_DIM = 4096
 """Vectors wider than this are refused: a small model cannot tell rare ones from common ones."""
 MAX_CATEGORIES = 256
-"""More categories, of all entries together, are hashed: with a one-hot code, a model cannot tell rare ones from common ones."""
+"""More categories, of all entries together, are hashed: a model cannot tell rare ones from common ones by a one-hot code."""
 HASH_DIM = 64
 """Width of the code of hashed categories, one column for each bit of a hash."""
 
@@ -27,11 +27,11 @@ class SpaceEncoder:
     Encodes a batch of elements of a space as a matrix with one row per element.
 
     Box: flattened. Discrete and MultiDiscrete: one-hot. MultiBinary: zeros and ones. Dict: its entries side by side.
-    More than :data:`MAX_CATEGORIES` categories, or :data:`MAX_DIM` bits: a sum of random signs, one vector of :data:`HASH_DIM` signs for every
-    category of every entry. This is the one-hot code times a fixed random projection, which keeps distances (Achlioptas
-    2003), and a hash computes the few rows of the projection that are needed. Images (``uint8`` in [0, 255], three axes):
-    averaged over a coarse grid, then a fixed random projection (Johnson & Lindenstrauss 1984); a random encoder is known to
-    suffice for measuring novelty (RE3, arXiv 2102.09430).
+    More than :data:`MAX_CATEGORIES` categories, or :data:`MAX_DIM` bits: a sum of random signs, one vector of
+    :data:`HASH_DIM` signs for every category of every entry. This is the one-hot code times a fixed random projection, which
+    keeps distances (Achlioptas 2003); a hash computes the few rows of the projection that are needed. Images (``uint8`` in
+    [0, 255], three axes): averaged over a coarse grid, then a fixed random projection (Johnson & Lindenstrauss 1984); a
+    random encoder is known to suffice for measuring novelty (RE3, arXiv 2102.09430).
 
     :param space: a Gymnasium space; anything but the above raises a ``ValueError``
     :param what: how error messages call the element
@@ -172,7 +172,7 @@ class SpaceEncoder:
 
 def _random_signs(categories: np.ndarray) -> np.ndarray:
     """
-    Sum vectors of random signs, a function of entry and category.
+    Sum vectors of random signs, each a function of entry and category, so that columns have unit variance.
 
     :param categories: categories of each entry, counted from zero, ``(n, n_entries)``
     :return: float32 ``(n, HASH_DIM)``
@@ -186,8 +186,7 @@ def _random_signs(categories: np.ndarray) -> np.ndarray:
         words = _mix(part + _mix(entries + np.uint64(1)))  # (n, at_once), one bit for every sign
         bits = np.unpackbits(words[..., None].view(np.uint8), axis=-1)  # (n, at_once, HASH_DIM)
         n_positive += bits.sum(axis=1, dtype=np.int64)
-    # Every column has unit variance over random categories of one entry.
-    return (2 * n_positive - n_entries).astype(np.float32)
+    return ((2 * n_positive - n_entries) / math.sqrt(n_entries)).astype(np.float32)
 
 
 def _mix(words: np.ndarray) -> np.ndarray:
