@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 # The demo ends at the cell that is furthest from the start.
 GOAL := '{"goal_cell": "farthest", "terminate_on_success": true}'
 
-.PHONY: help install test test-fast bench demo check format benchmark clean
+.PHONY: help install test test-fast test-long test-oldest test-newest bench demo check format benchmark clean
 
 help:
 	@echo "make demo       explore a maze without a reward, then master a goal; print coverage and success, draw the pictures"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests without those marked slow, for the inner loop (under a minute)"
+	@echo "make test-long  the tests that take minutes"
+	@echo "make test-oldest, make test-newest"
+	@echo "                the fast tests with the oldest and the newest versions of all dependencies, in environments of their own"
 	@echo "make bench      speed of the parts of exploration, as ratios to Stable-Baselines3's SAC (two minutes)"
 	@echo "make benchmark  the figures of docs/results.md (hours)"
 
@@ -39,7 +42,26 @@ test: check
 	$(BIN)/python -m pytest
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+test-long: install
+	$(BIN)/python -m pytest -m long
+
+# The lower bounds are those of Python 3.11: older versions of numpy and scipy have no wheels for a newer one.
+test-oldest: VENV := .venv-oldest
+test-oldest: PYTHON := python3.11
+test-oldest:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements-oldest.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 1 -m "not slow and not long"
+
+test-newest: VENV := .venv-newest
+test-newest:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade --editable ".[all,tests]"
+	$(VENV)/bin/python -m pip list
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 1 -m "not slow and not long"
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s --no-header --durations=0 --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname tests/bench_speed.py
@@ -54,4 +76,4 @@ benchmark: install
 	$(BIN)/exdm benchmark control --out runs/control-benchmark
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) .venv-oldest .venv-newest build *.egg-info runs

@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = (root / "sb3_exdm" / "version.txt").read_text(encoding="utf-8").strip()
 
+# Every lower bound is installed and tested by `make test-oldest`, the newest versions by `make test-newest`.
 core = [
     "gymnasium>=1.1,<2.0",
     "matplotlib>=3.7",
@@ -16,10 +17,10 @@ core = [
     "tensorboard>=2.15",
     "torch>=2.8,<3.0",
     "tqdm>=4.60",
-    "tyro>=0.9.14,<2.0",
+    "tyro>=1.0.10,<2.0",
 ]
 # rliable 1.2 needs arch 7, which pandas 3 breaks.
-benchmark = ["joblib>=1.3", "pandas<3", "rliable>=1.2", "scipy>=1.10"]
+benchmark = ["joblib>=1.3", "pandas>=1.5.3,<3", "rliable>=1.2", "scipy>=1.10"]
 video = ["imageio[ffmpeg]>=2.30"]
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
@@ -30,7 +31,7 @@ tests = [
     "mypy>=1.10",
     "pytest>=8",
     "pytest-benchmark>=5",
-    "pytest-timeout>=2.3",
+    "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.5",
     "ruff>=0.6",
     "sb3-contrib>=2.9,<3.0",

@@ -72,7 +72,7 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_markdown_table():
-    frame = pd.DataFrame({"score": {"SquareA": "0.99", "D": np.nan}}).rename_axis("maze")
+    frame = pd.DataFrame({"score": ["0.99", np.nan]}, index=pd.Index(["SquareA", "D"], name="maze"))
     table = markdown_table(frame)
     assert table.splitlines() == ["| maze    | score |", "| ------- | ----: |", "| SquareA |  0.99 |", "| D       |     – |"]
 

@@ -11,9 +11,10 @@ from sb3_exdm.common.spaces import SpaceEncoder
 
 def test_box_is_flattened():
     batch = np.arange(12.0).reshape(2, 2, 3)
-    code = SpaceEncoder(spaces.Box(-np.inf, np.inf, (2, 3), np.float64))(batch)
-    assert code.dtype == np.float32
-    np.testing.assert_array_equal(code, batch.reshape(2, 6))
+    for dtype in (np.float32, np.float64):
+        code = SpaceEncoder(spaces.Box(-np.inf, np.inf, (2, 3), dtype))(batch.astype(dtype))
+        assert code.dtype == dtype
+        np.testing.assert_array_equal(code, batch.reshape(2, 6))
 
 
 @pytest.mark.parametrize("batch", [np.array([3, 5]), np.array([[3], [5]])], ids=["gymnasium", "replay buffer"])

@@ -140,7 +140,7 @@ class AblationReward(FittedReward):
         self._draws.manual_seed(self.seed)
 
     def _whiten(self, states: th.Tensor) -> th.Tensor:
-        return super()._whiten(states) if "whitening" in self.factors else states
+        return super()._whiten(states) if "whitening" in self.factors else states.float()
 
     def _log_snr(self, uniform: th.Tensor) -> th.Tensor:
         """Log signal-to-noise ratios of positions in (0, 1), from the least noise to the most."""

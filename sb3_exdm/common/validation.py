@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import math
 import re
 import types
 from collections.abc import Callable, Collection, Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
+
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def check_integers(**settings: tuple[int, int]) -> None:
@@ -24,30 +25,54 @@ def check_integers(**settings: tuple[int, int]) -> None:
             raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
 
 
-def check_finite(batch: Any, what: str) -> None:
+def check_finite(batch: Any, what: str, row: str = "row") -> None:
     """
-    Refuse NaN and infinity where they come in, before they spread to everything that is learned.
+    Refuse NaN, infinity and numbers beyond float32 where they come in, before they spread to everything that is learned.
 
     :param batch: array, or a mapping of arrays
     :param what: how the error message calls an element
+    :param row: how it calls an index of the first axis
     :raises ValueError: naming the first bad entry
     """
     if isinstance(batch, dict):
         for key, part in batch.items():
-            check_finite(part, f"{what}[{key!r}]")
+            check_finite(part, f"{what}[{key!r}]", row)
         return
     array = np.asarray(batch)
+    place = _first_not_finite(array)
+    if place is not None:
+        index, *entry = place
+        raise ValueError(
+            f"The {what} holds {array[place]} ({row} {index}, entry {entry}), not a finite float32. Nothing can be learned "
+            "from it: check the environment, or clip its output with gymnasium.wrappers.TransformObservation."
+        )
+
+
+def check_rewards(rewards: np.ndarray, what: str, when: str, advice: str) -> None:
+    """
+    Refuse rewards that are NaN, infinite or beyond float32.
+
+    :param rewards: one reward for each environment, ``(n_envs,)``
+    :param what: kind of reward, for the error message
+    :param when: when it came, for the error message
+    :param advice: what to do, for the error message
+    :raises ValueError: naming the first environment with such a reward, and the reward
+    """
+    place = _first_not_finite(rewards)
+    if place is not None:
+        raise ValueError(f"The {what} of environment {place[0]} is {rewards[place]} {when}. {advice}")
+
+
+def _first_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
+    """Index of the first entry that is no finite float32; None if there is none, or for other types than floats."""
     if array.dtype.kind != "f":
-        return
+        return None
     # The sum is finite only if every entry is: one pass instead of two. It may overflow, so look closer before refusing.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = array.sum()
-    if not math.isfinite(total) and not np.isfinite(array).all():
-        row, *place = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise ValueError(
-            f"The {what} holds {array[(row, *place)]} (row {row}, entry {place}). Nothing can be learned from it: "
-            "check the environment, or clip its output with gymnasium.wrappers.TransformObservation."
-        )
+        if abs(array.sum()) <= LARGEST_FLOAT32 and (array.itemsize <= 4 or np.abs(array).max(initial=0.0) <= LARGEST_FLOAT32):
+            return None
+        bad = ~(np.abs(array.astype(np.float64, copy=False)) <= LARGEST_FLOAT32)
+    return tuple(np.argwhere(bad)[0].tolist()) if bad.any() else None
 
 
 def check_choice(kind: str, name: str, known: Collection[str]) -> None:

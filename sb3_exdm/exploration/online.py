@@ -11,8 +11,8 @@ from gymnasium import spaces
 from gymnasium.vector.utils import create_empty_array
 
 from sb3_exdm.common.serialization import load_tree, save_tree
-from sb3_exdm.common.validation import check_integers
-from sb3_exdm.exploration.settings import FitSchedule, RewardSettings
+from sb3_exdm.common.validation import check_integers, check_rewards
+from sb3_exdm.exploration.settings import EXTRINSIC_ADVICE, FitSchedule, RewardSettings
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward, transformed_reward
 from sb3_exdm.rewards.registry import reward_from_tree
 
@@ -70,7 +70,8 @@ class OnlineReward:
         :param actions: ``(n, *action_space.shape)``, only if the model needs actions
         :param extrinsic: task rewards, ``(n,)``
         :return: rewards of the agent, and transformed intrinsic rewards, both ``(n,)``
-        :raises ValueError: for NaN, infinity or a wrong shape in a state or a reward
+        :raises ValueError: for NaN, infinity or a wrong shape in a state or a reward, before anything is learned; a task
+            reward of weight zero may be anything
         """
         n_envs = len(extrinsic)
         self._n_steps += 1
@@ -78,16 +79,20 @@ class OnlineReward:
             intrinsic = transformed_reward(self.model, observations, actions, self.settings.reward_transform)
         except ValueError as error:
             raise ValueError(f"No reward for step {self._n_steps} of the environment: {error}") from error
-        if intrinsic.shape != (n_envs,) or not np.isfinite(intrinsic).all():
+        when = f"at step {self._n_steps}"
+        if intrinsic.shape != (n_envs,):
             raise ValueError(
-                f"The intrinsic reward of {n_envs} states must be as many finite numbers, got {intrinsic} at step "
-                f"{self._n_steps} of the environment from {type(self.model).__name__}."
+                f"The intrinsic reward of {n_envs} states must be as many finite numbers, got {intrinsic} {when} from "
+                f"{type(self.model).__name__}."
             )
+        check_rewards(intrinsic, "intrinsic reward", when, f"{type(self.model).__name__} must return finite numbers.")
+        rewards = self.settings.intrinsic_coef * intrinsic
+        if self.settings.extrinsic_coef:
+            check_rewards(extrinsic, "extrinsic reward", when, EXTRINSIC_ADVICE)
+            rewards = rewards + self.settings.extrinsic_coef * extrinsic
+        check_rewards(rewards, "weighted reward", when, "Use a smaller intrinsic_coef or extrinsic_coef.")
         if not self.frozen:
             self._learn(observations, actions, n_envs)
-        rewards = self.settings.intrinsic_coef * intrinsic
-        if self.settings.extrinsic_coef:  # a task reward with weight zero may be NaN
-            rewards = rewards + self.settings.extrinsic_coef * extrinsic
         return rewards, intrinsic
 
     def _learn(self, observations: Any, actions: Any, n_envs: int) -> None:

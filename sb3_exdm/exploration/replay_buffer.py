@@ -1,7 +1,8 @@
 """Replay buffers that compute intrinsic rewards when a batch is sampled."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch as th
@@ -11,8 +12,9 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_exdm.common.returns import n_step_returns
-from sb3_exdm.common.validation import check_finite, check_integers
-from sb3_exdm.exploration.settings import FitSchedule, RewardSettings
+from sb3_exdm.common.spaces import check_action_start
+from sb3_exdm.common.validation import check_finite, check_integers, check_rewards
+from sb3_exdm.exploration.settings import EXTRINSIC_ADVICE, FitSchedule, RewardSettings
 from sb3_exdm.rewards.base import IntrinsicReward, scores_next_state, transformed_reward, transformed_reward_tensor
 from sb3_exdm.rewards.registry import make_reward
 
@@ -48,7 +50,7 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
         :meth:`set_reward_model` later
     :param reward_kwargs: further arguments of the reward
     :param intrinsic_coef: weight of the intrinsic reward
-    :param extrinsic_coef: weight of the task reward
+    :param extrinsic_coef: weight of the task reward; with 0 the task reward may be NaN
     :param learning_starts: number of transitions before the first fit; until then all states get the same reward. By default
         0, not 1000 as in the wrappers, because no reward is needed before the algorithm samples its first batch
     :param train_freq: number of transitions between two fits. By default 8, not 128 as in the wrappers, because a fit changes
@@ -83,6 +85,7 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
     ) -> None:
         if isinstance(observation_space, spaces.Dict) and not isinstance(self, DictReplayBuffer):
             raise ValueError("For Dict observations use ScoreRewardDictReplayBuffer as replay_buffer_class.")
+        check_action_start(action_space)
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
         check_integers(n_steps=(n_steps, 1))
         if n_steps > 1 and self.optimize_memory_usage:
@@ -138,14 +141,32 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store one step of all environments, then fit the model if it is due."""
+        """
+        Store one step of all environments, then fit the model if it is due.
+
+        :raises ValueError: for NaN or infinity in an observation, or in a task reward whose weight is not zero
+        """
         model = self.reward_model  # fails at the first step if there is none
-        check_finite(next_obs, "observation")
+        check_finite(obs, "observation", "environment")
+        check_finite(next_obs, "next observation", "environment")
+        if self.reward_settings.extrinsic_coef:
+            when = f"at step {self._schedule.n_transitions // self.n_envs + 1}"
+            check_rewards(np.asarray(reward), "extrinsic reward", when, EXTRINSIC_ADVICE)
         super().add(obs, next_obs, action, reward, done, infos)
         for _ in range(self._schedule.advance(self.n_envs)):
-            steps = self._rng.integers(self.size(), size=self.reward_settings.batch_size)
+            steps = self._rng.integers(self._n_complete, size=self.reward_settings.batch_size)
+            if self._n_complete < self.size():
+                steps = (steps + self.pos + 1) % self.buffer_size
             envs = self._rng.integers(self.n_envs, size=self.reward_settings.batch_size)
             self.fit_metrics = model.fit(*self._rewarded(steps, envs))
+
+    @property
+    def _n_complete(self) -> int:
+        """
+        Number of steps of which everything is stored. In a full buffer with ``optimize_memory_usage``, the position that is
+        written next holds the newest observation beside the oldest action.
+        """
+        return self.buffer_size - 1 if self.optimize_memory_usage and self.full else self.size()
 
     def _rewarded(self, steps: np.ndarray, envs: np.ndarray) -> tuple[Any, np.ndarray | None]:
         """States, and actions if the model needs them, that the rewards of the given transitions depend on."""
@@ -186,7 +207,18 @@ class ScoreRewardReplayBuffer(ReplayBuffer):
         if settings.extrinsic_coef:
             extrinsic = self._normalize_reward(self.rewards[steps, envs], env)
             rewards.add_(self.to_torch(extrinsic, copy=False), alpha=settings.extrinsic_coef)
+        if not math.isfinite(rewards.sum().item()) and not rewards.isfinite().all():
+            self._refuse(int((~rewards.isfinite()).nonzero()[0]), steps, envs)
         return rewards
+
+    def _refuse(self, index: int, steps: np.ndarray, envs: np.ndarray) -> NoReturn:
+        step, env = steps[index], envs[index]
+        intrinsic = self.intrinsic_rewards(steps[[index]], envs[[index]])[0]
+        raise ValueError(
+            f"The reward of a stored transition is not finite (position {step}, environment {env}): the intrinsic reward of "
+            f"{type(self.reward_model).__name__} is {intrinsic}, the extrinsic reward {self.rewards[step, env]}. "
+            "A transition with a task reward of NaN is stored while extrinsic_coef is 0; do not change it afterwards."
+        )
 
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None

@@ -10,6 +10,9 @@ from sb3_exdm.common.validation import check_choice, check_integers
 from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
 from sb3_exdm.rewards.registry import make_reward
 
+EXTRINSIC_ADVICE = "Check the environment, or set extrinsic_coef=0 to ignore its reward."
+"""Advice of error messages on task rewards that are not finite."""
+
 
 @dataclass
 class RewardSettings:

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, is_vecenv_wrapped
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from sb3_exdm.common.env_wrappers import CopyObservation
+from sb3_exdm.common.spaces import check_action_start
+from sb3_exdm.common.validation import check_finite
 from sb3_exdm.exploration.online import OnlineReward, OnlineRewardMixin, refuse_her
 from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
 from sb3_exdm.rewards.base import IntrinsicReward, scores_next_state
@@ -30,7 +33,11 @@ class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
     ``rollout/ep_rew_mean`` is the return of the task: a ``VecMonitor`` is put around ``venv`` unless its environments have a
     ``Monitor``. To normalize observations or rewards, put ``VecNormalize`` around this wrapper.
 
-    :param venv: vectorized environment
+    The environments of a ``DummyVecEnv`` get a :class:`~sb3_exdm.common.env_wrappers.CopyObservation` around them, so that the
+    last state of an episode is not lost if an environment reuses its array. In a ``SubprocVecEnv``, put one around such an
+    environment yourself.
+
+    :param venv: vectorized environment; discrete actions must be counted from zero
     :param reward: see :class:`~sb3_exdm.exploration.wrapper.ScoreRewardWrapper`, as all further parameters; transitions and
         states are counted over all environments together
     """
@@ -58,6 +65,10 @@ class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
                 "stable_baselines3.common.env_util.make_vec_env, or use ScoreRewardWrapper for one environment."
             )
         _check_inner_wrappers(venv)
+        check_action_start(venv.action_space)
+        if isinstance(venv.unwrapped, DummyVecEnv):
+            envs = venv.unwrapped.envs
+            envs[:] = [env if isinstance(env, CopyObservation) else CopyObservation(env) for env in envs]
         if not any(venv.env_is_wrapped(Monitor)) and not is_vecenv_wrapped(venv, VecMonitor):
             venv = VecMonitor(venv)
         super().__init__(venv)
@@ -83,6 +94,7 @@ class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
     def reset(self) -> VecEnvObs:
         """Reset the environments, not the model."""
         obs = self.venv.reset()
+        check_finite(obs, "first observation of an episode", "environment")
         self._remember(obs)
         return obs
 
@@ -102,6 +114,8 @@ class VecScoreRewardWrapper(OnlineRewardMixin, VecEnvWrapper):
         :return: as from the environments, with the weighted rewards, and both rewards in ``infos``
         """
         obs, extrinsic, dones, infos = self.venv.step_wait()
+        if dones.any():
+            check_finite(obs, "first observation of an episode", "environment")
         model = self.reward_model
         states = reached_observations(obs, dones, infos) if scores_next_state(model) else self._last_obs
         rewards, intrinsic = self._online.reward_step(states, self._last_actions if model.needs_actions else None, extrinsic)

@@ -11,6 +11,8 @@ from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_exdm.common.spaces import check_action_start, counts_from_zero
+from sb3_exdm.common.validation import check_finite
 from sb3_exdm.exploration.online import OnlineReward, OnlineRewardMixin, refuse_her
 from sb3_exdm.rewards.base import IntrinsicReward, scores_next_state
 
@@ -50,11 +52,12 @@ class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsTyp
     Neither ``reset(seed=...)`` nor the seed of an algorithm changes the model, only ``seed`` does. ``HerReplayBuffer`` is
     refused when it samples, because it would drop the intrinsic reward.
 
-    :param env: environment with Box, Discrete, MultiDiscrete, MultiBinary, image or Dict observations
+    :param env: environment with Box, Discrete, MultiDiscrete, MultiBinary, image or Dict observations; for those that the
+        policies of Stable-Baselines3 cannot read see :class:`~sb3_exdm.common.env_wrappers.PolicyObservation`
     :param reward: registered name, see :data:`~sb3_exdm.rewards.registry.REWARDS`, or an instance, which is not recorded in
         ``env.spec``: pass it again to an environment that is made from there
     :param intrinsic_coef: weight of the intrinsic reward
-    :param extrinsic_coef: weight of the task reward
+    :param extrinsic_coef: weight of the task reward; with 0 the task reward may be NaN
     :param buffer_size: number of states kept to fit the model; fewer if they are large, see
         :data:`~sb3_exdm.exploration.online.MAX_BYTES`
     :param learning_starts: number of transitions before the first fit; until then all states get the same reward
@@ -112,10 +115,12 @@ class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsTyp
         gym.Wrapper.__init__(self, env if is_wrapped(env, Monitor) else TaskMonitor(env))
         self._online = OnlineReward(reward, self.observation_space, self.action_space, **settings)
         self._last_obs: Any = None
+        self._starts_elsewhere = not counts_from_zero(self.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[ObsType, dict[str, Any]]:
         """Reset the environment, not the model."""
         obs, info = self.env.reset(seed=seed, options=options)
+        check_finite(_batch_of_one(obs), "first observation of an episode", "environment")
         self._remember(obs)
         return obs, info
 
@@ -125,7 +130,10 @@ class ScoreRewardWrapper(OnlineRewardMixin, gym.Wrapper[ObsType, ActType, ObsTyp
 
         :param action: action
         :return: as from the environment, with the weighted reward, and both rewards in ``info``
+        :raises ValueError: for a discrete action outside of a space whose ``start`` is not zero: Stable-Baselines3 ignores it
         """
+        if self._starts_elsewhere and not self.action_space.contains(action):
+            check_action_start(self.action_space)
         obs, extrinsic, terminated, truncated, info = self.env.step(action)
         model = self.reward_model
         rewards, intrinsic = self._online.reward_step(

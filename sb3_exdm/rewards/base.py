@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from sb3_exdm.common.running_moments import RunningMoments
+from sb3_exdm.common.running_moments import LARGEST, RunningMoments, Whitening
 from sb3_exdm.common.serialization import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
 from sb3_exdm.common.spaces import SpaceEncoder
 from sb3_exdm.common.validation import check_kwargs
@@ -189,10 +189,10 @@ class FittedReward(nn.Module, ABC):
         self.device = get_device(device)
         self._encode_observations = SpaceEncoder(observation_space)
         self.observation_dim = self._encode_observations.dim
-        self.whitening = RunningMoments(self.observation_dim, device=self.device)
+        self.whitening = Whitening(self.observation_dim, device=self.device)
         if action_space is not None and self.needs_actions:
             self._encode_actions = SpaceEncoder(action_space, "action")
-            self.action_whitening = RunningMoments(self._encode_actions.dim, device=self.device)
+            self.action_whitening = Whitening(self._encode_actions.dim, device=self.device)
         # A shorter memory than that of the whitening: the scale of the score moves as long as the model learns.
         self.score_moments = RunningMoments(1, min_weight=0.05, std_floor=1e-8, device=self.device)
         self.generator = th.Generator(device=self.device)
@@ -255,8 +255,17 @@ class FittedReward(nn.Module, ABC):
             probe = slice(None, None, max(len(states) // 128, 1))
             with th.no_grad():
                 scores = self._score_batch(states[probe], None if acts is None else acts[probe])
-            self.score_moments.update(scores.unsqueeze(1))
+            self._update_score_moments(scores)
         return totals
+
+    def _update_score_moments(self, scores: th.Tensor) -> None:
+        if not scores.abs().max().item() <= LARGEST:
+            raise ValueError(
+                f"The reward {self.name!r} cannot be standardized: the scores of {len(scores)} fitted states are from "
+                f"{scores.min().item():.3g} to {scores.max().item():.3g}. Use a smaller learning rate, or rescale "
+                "the observations."
+            )
+        self.score_moments.update(scores.unsqueeze(1))
 
     def score(self, observations: Any, actions: Any = None) -> np.ndarray:
         """
@@ -305,7 +314,7 @@ class FittedReward(nn.Module, ABC):
 
     def _to_tensors(self, observations: Any, actions: Any) -> tuple[th.Tensor, th.Tensor | None]:
         if isinstance(observations, th.Tensor) and self._encode_observations.is_vector:
-            states = observations.flatten(1).float()
+            states = observations.reshape(len(observations), self.observation_dim)
         else:
             array = observations.cpu().numpy() if isinstance(observations, th.Tensor) else observations
             states = th.as_tensor(self._encode_observations(array), device=self.device)

@@ -80,7 +80,8 @@ class CountReward(FittedReward):
             self._factors = th.as_tensor(factors, device=self.device)
 
     def _whiten(self, states: th.Tensor) -> th.Tensor:
-        return states  # cells lie in the observation space itself
+        # Cells lie in the observation space itself, but for an origin far from zero.
+        return th.where(self._unbounded, self.whitening.localize(states), states.float())
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
         self._follow_scale()

@@ -213,7 +213,7 @@ class PaperScoreReward(FittedReward):
         self._hash = StateHash(self.observation_dim, self.seed, self.device)
 
     def _whiten(self, states: th.Tensor) -> th.Tensor:
-        return states
+        return states.float()
 
     def _fit_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> dict[str, float]:
         t = th.rand(len(observations), generator=self.generator, device=self.device)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
+from sb3_exdm.common.env_wrappers import CopyObservation, PolicyObservation, policy_space
 from sb3_exdm.common.registry import Registry
 from sb3_exdm.common.spaces import is_bounded_vector
 from sb3_exdm.common.validation import did_you_mean
@@ -239,11 +241,18 @@ class EnvSource:
                 n_envs=n_envs,
                 seed=seed,
                 env_kwargs=env_kwargs,
-                wrapper_class=factory.wrapper(),
+                wrapper_class=partial(_for_stable_baselines, wrapper=factory.wrapper()),
                 vec_env_cls=VEC_ENVS[vec_env],
             )
         except (gym.error.Error, ImportError) as error:
             raise ValueError(f"Cannot make the environment {self.id!r}: {error}") from error
+
+
+def _for_stable_baselines(env: gym.Env, wrapper: type[gym.Wrapper] | None) -> gym.Env:
+    if wrapper is not None:
+        env = wrapper(env)
+    is_readable = policy_space(env.observation_space) == env.observation_space
+    return CopyObservation(env if is_readable else PolicyObservation(env))
 
 
 def import_user_module(name: str) -> None:

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_exdm.algorithms import FusedSAC
-from sb3_exdm.common.spaces import is_low_dim
+from sb3_exdm.common.spaces import check_action_start, is_low_dim
 from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.policies.features import FourierExtractor
 
@@ -310,10 +310,11 @@ def check_action_space(algo: str, action_space: spaces.Space, env_id: str) -> No
     :param algo: name of an algorithm
     :param action_space: actions of the environment
     :param env_id: name of the environment in the error message
-    :raises ValueError: if the algorithm needs continuous actions
+    :raises ValueError: if the algorithm needs continuous actions, or the actions are not counted from zero
     """
     if algo != "ppo" and not isinstance(action_space, spaces.Box):
         raise ValueError(f"{algo} needs continuous actions, but {env_id} has {action_space}; use ppo.")
+    check_action_start(action_space)
 
 
 def check_device(device: str) -> None:

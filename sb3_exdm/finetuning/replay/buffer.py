@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_exdm.common.validation import check_integers
+from sb3_exdm.common.validation import check_finite, check_integers, check_rewards
 from sb3_exdm.finetuning.replay.action_cache import ActionCache, ActionSampler
 from sb3_exdm.finetuning.replay.success_index import SuccessIndex, near_success
 from sb3_exdm.finetuning.replay.transitions import Transitions, offline_transitions
@@ -174,7 +174,14 @@ class FinetuneReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Add one step of all environments."""
+        """
+        Add one step of all environments.
+
+        :raises ValueError: for NaN or infinity in an observation or a reward
+        """
+        check_finite(obs, "observation", "environment")
+        check_finite(next_obs, "next observation", "environment")
+        check_rewards(np.asarray(reward), "reward", f"at position {self.pos}", "Check the environment.")
         pos, is_first = self.pos, self.size() == 0
         super().add(obs, next_obs, action, reward, done, infos)
         same = (self.observations[pos] == self.next_observations[pos - 1]).reshape(self.n_envs, -1).all(axis=1)
