@@ -16,12 +16,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError, atomic_path, read_json, write_json
+from sb3_exdm.common.validation import shown
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
 from sb3_exdm.rewards.registry import load_reward
-from sb3_exdm.runs.agent_io import load_agent, observation_moments, save_agent
+from sb3_exdm.runs.agent_io import CONFIG, load_agent, observation_moments, save_agent
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
-CONFIG = "config.json"
 SUMMARY = "summary.json"
 PROGRESS = "progress.csv"
 MODEL = "model.safetensors"
@@ -31,6 +32,7 @@ VIDEO = "video.mp4"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 
+_CONFIGS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 _REQUIRED = {
     "pretrain": ("env_id", "algo", "reward", "seed"),
     "finetune": ("env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed"),
@@ -163,11 +165,20 @@ class RunFolder:
                 raise ArtifactError(f"The run folder {self.path} does not exist.")
             raise ArtifactError(f"{self.path} is not a run folder: it has no {CONFIG}.")
         config = read_json(self.path / CONFIG)
-        if config.get("command") not in _REQUIRED:
+        if not isinstance(config.get("command"), str) or config["command"] not in _REQUIRED:
             raise ArtifactError(f"{self.path / CONFIG} names no command of exdm; it may be damaged.")
         missing = [key for key in _REQUIRED[config["command"]] if key not in config]
         if missing:
             raise ArtifactError(f"{self.path / CONFIG} lacks {', '.join(missing)}; it may be damaged.")
+        try:
+            _CONFIGS[config["command"]].check_content(config)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path / CONFIG} cannot be used: {error} It may be damaged.") from None
+        if not isinstance(config["env_id"], str) or ":" in config["env_id"]:
+            # A run folder must not execute anything, but Gymnasium would import the module in "module:ID".
+            raise ArtifactError(
+                f"{self.path / CONFIG} names no environment, but {shown(config['env_id'])}; it may be damaged."
+            )
         return config
 
     @property
