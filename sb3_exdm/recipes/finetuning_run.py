@@ -122,6 +122,7 @@ def finetune(
     if out is not None:
         check_output(out)
     config = _check(config, source, explored, has_reward_fn=reward_fn is not None, has_out=out is not None)
+    source.check_kwargs(config.env_kwargs)
     vec_env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
     evaluation_env = None
     try:

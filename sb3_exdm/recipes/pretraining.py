@@ -284,6 +284,7 @@ class _Exploration:
         _check_kwargs(config)
         self.start = time.perf_counter()
         self.progress_bar = progress_bar
+        source.check_kwargs(config.env_kwargs)
         self.env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
         try:
             self.config = _resolve(config, source, self.env)

@@ -39,7 +39,7 @@ SelfConfig = TypeVar("SelfConfig", bound="Config")
 @dataclass(frozen=True, eq=False)  # compared by identity, as a registry has no hash
 class OneOf:
     """
-    Constraint on names, which a registry of a user may hold.
+    Constraint on names.
 
     :param known: names, or a registry of them
     """
@@ -56,6 +56,10 @@ class OneOf:
         """
         if value is not None:
             check_choice(name, value, self.known)
+
+
+class Registered(OneOf):
+    """Constraint on names in a registry, to which the program of a user may add more."""
 
 
 def _parse_json(words: list[str]) -> dict[str, Any]:
@@ -140,7 +144,7 @@ class Config:
         """
         for name, hint in get_type_hints(cls, include_extras=True).items():
             if name in content:
-                check_value(name, content[name], hint, ignore=OneOf)
+                check_value(name, content[name], hint, ignore=Registered)
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -260,7 +264,7 @@ class PretrainConfig(TrainingConfig):
     """Environment steps, over all environments together."""
     algo: Annotated[str, OneOf(ALGORITHMS), arg(metavar=_names(ALGORITHMS))] = "sac"
     """Reinforcement learning algorithm; ppo where actions are not continuous."""
-    reward: Annotated[str, OneOf(REWARDS), arg(metavar=_names(REWARDS))] = "score"
+    reward: Annotated[str, Registered(REWARDS), arg(metavar=_names(REWARDS))] = "score"
     """Intrinsic reward: ExDM's denoising error (score), EDP's (edp), or one to compare with. "module:NAME" imports the module
     that registers it first."""
     reward_kwargs: PlainDict = field(default_factory=dict)
@@ -300,7 +304,7 @@ class FinetuneConfig(TrainingConfig):
     """Correlation of the noise of the pre-trained policies from one step to the next, below 1."""
     algo: Annotated[str | None, OneOf(ALGORITHMS), _shown("that of the pre-training, or sac", _names(ALGORITHMS))] = None
     """Reinforcement learning algorithm."""
-    operator: Annotated[str | None, OneOf(OPERATORS), _shown("select", _names(OPERATORS))] = None
+    operator: Annotated[str | None, Registered(OPERATORS), _shown("select", _names(OPERATORS))] = None
     """Policy improvement operator of the diffusion policy. "module:NAME" imports the module that registers it first."""
     operator_kwargs: PlainDict = field(default_factory=dict)
     """Arguments of the operator, e.g. '{"ent_coef": 0.02}'."""

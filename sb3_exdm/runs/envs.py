@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
@@ -257,6 +258,25 @@ class EnvSource:
         except Exception as error:  # the code of an environment raises anything for arguments that it does not expect
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"Cannot make the environment {self.id!r}: {reason}") from error
+
+    def check_kwargs(self, env_kwargs: dict[str, Any]) -> None:
+        """
+        Take a step in an environment of its own, since wrong arguments may show only then, when files of a run are written.
+
+        :param env_kwargs: arguments of the environment; nothing is done without
+        :raises ValueError: if the environment cannot be made or stepped
+        """
+        if not env_kwargs:
+            return
+        env = self.make_vec(1, 0, env_kwargs)
+        try:
+            env.reset()
+            env.step(np.array([env.action_space.sample()]))
+        except Exception as error:  # as in make_vec
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"Cannot step the environment {self.id!r} with {shown(env_kwargs)}: {reason}") from error
+        finally:
+            env.close()
 
 
 def import_user_module(name: str) -> None:

@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError, atomic_path, read_json, write_json
-from sb3_exdm.common.validation import shown
+from sb3_exdm.common.validation import check_value, shown
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
 from sb3_exdm.rewards.registry import load_reward
@@ -37,6 +37,14 @@ _REQUIRED = {
     "pretrain": ("env_id", "algo", "reward", "seed"),
     "finetune": ("env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed"),
 }
+_FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("timesteps", "pretrained_timesteps", "n_episodes", "n_updates"), int | None),
+    **dict.fromkeys(("seconds", "total_seconds", "steps_per_second", "coverage", "coverage_of_ceiling"), float | None),
+    **dict.fromkeys(("mean_reward", "std_reward", "mean_length", "success_rate", "normalized_score"), float | None),
+    **dict.fromkeys(("expert_return", "peak_memory_mb"), float | None),
+    "pretrained_reward": str | None,
+}
+"""Types of figures in a summary."""
 
 
 class RunInterrupted(RuntimeError):
@@ -191,7 +199,13 @@ class RunFolder:
         _ = self.config
         if not self.is_complete():
             raise ArtifactError(f"The run in {self.path} was interrupted: it has no {SUMMARY}. Run it again.")
-        return read_json(self.path / SUMMARY)
+        summary = read_json(self.path / SUMMARY)
+        try:
+            for name, hint in _FIGURES.items():
+                check_value(name, summary.get(name), hint)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path / SUMMARY} cannot be used: {error} It may be damaged.") from None
+        return summary
 
     def record(self) -> RunRecord:
         """
