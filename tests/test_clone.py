@@ -105,7 +105,7 @@ def test_replay_buffer_of_a_model_in_an_environment_with_bounds_of_its_own(tmp_p
         return fit(self, observations, actions, *args, **kwargs)
 
     monkeypatch.setattr(DiffusionActor, "fit", spy)
-    clone(tmp_path / "buffer.pkl", **QUICK)
+    clone(tmp_path / "buffer.pkl", allow_pickle=True, **QUICK)
     ((observations, actions),) = recorded
     assert observations.shape == (200, 3) and actions.shape == (200, 1)
     assert actions.min() < -1.5 and actions.max() > 1.5, "in the units of the environment"
@@ -263,10 +263,10 @@ class TestRefusals:
         for content in (b"garbage", b"", b"hello world\n", b"PK\x03\x04", b"I1x\n.", pickle.dumps(filled_buffer())[:300]):
             path.write_bytes(content)
             with pytest.raises(ArtifactError, match=r"buffer\.pkl is not a saved replay buffer"):
-                clone(path, **QUICK)
+                clone(path, allow_pickle=True, **QUICK)
         path.write_bytes(pickle.dumps({"observations": 3}))
         with pytest.raises(ArtifactError, match=r"buffer\.pkl holds dict"):
-            clone(path, **QUICK)
+            clone(path, allow_pickle=True, **QUICK)
 
     def test_buffers_of_other_spaces_and_empty_ones(self):
         both = spaces.Dict(a=OBSERVATION)

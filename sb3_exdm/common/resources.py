@@ -1,5 +1,6 @@
 """What a run needs of the machine: memory, a device, threads and a place for its files."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -105,5 +106,5 @@ def check_output(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):  # permissions do not tell: root has all, and some file systems take no file
             pass
     elif folder != path.absolute():
-        raise NotADirectoryError(f"{folder} is a file, so {path} cannot be in it.")
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     return path

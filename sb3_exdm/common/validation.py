@@ -63,12 +63,14 @@ class Between:
         is_below = value < self.high if self.open_high else value <= self.high
         if is_above and is_below:
             return
+        is_integer = isinstance(self.low, int) or isinstance(self.high, int)
+        has_both = not is_integer and self.high - self.low <= 100.0  # the other bound is of interest, as in [0, 1]
         bounds = []
-        if self.low > -math.inf and (not is_above or self.high - self.low <= 1e6):
+        if not is_above or has_both:
             bounds.append(f"{'above' if self.open_low else 'of at least'} {self.low:,}")
-        if self.high < math.inf and (not is_below or self.high - self.low <= 1e6):
+        if not is_below or has_both:
             bounds.append(f"{'below' if self.open_high else 'of at most'} {self.high:,}")
-        kind = "an integer" if isinstance(self.low, int) or isinstance(self.high, int) else "a number"
+        kind = "an integer" if is_integer else "a number"
         raise ValueError(f"{name} must be {kind} {' and '.join(bounds)}, got {shown(value)}.")
 
 

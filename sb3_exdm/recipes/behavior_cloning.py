@@ -253,8 +253,10 @@ def _check_format(path: Path, allow_pickle: bool) -> None:
     named = next((kind for first, kind in _FORMATS.items() if start.startswith(first)), None)
     if start[8:9] == b"{":  # after the length of its header
         named = "a safetensors file, which holds models"
+    if not start:
+        named = "an empty file"
     if named is not None:
-        raise ArtifactError(f"{path} is {named}, not a saved replay buffer; to clone a run, name its folder.")
+        raise ArtifactError(f"{path} is not a saved replay buffer, but {named}; to clone a run, name its folder.")
     if not allow_pickle:
         raise ArtifactError(
             f"{path} could be a replay buffer saved by Stable-Baselines3, which is a pickle: reading it executes code. If you "

@@ -189,7 +189,7 @@ class PaperScoreReward(FittedReward):
         observation_space: spaces.Space,
         action_space: spaces.Space | None = None,
         *,
-        n_draws: Annotated[int, Between(1, 1024)] = 20,
+        n_draws: Annotated[int, Between(1, 100_000)] = 20,
         net_arch: NetArch = (256, 256, 256),
         residual: bool = True,
         dropout: Annotated[float, Between(0.0, 1.0, open_high=True)] = 0.1,
