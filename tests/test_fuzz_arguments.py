@@ -2,12 +2,17 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import in_seconds
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_exdm.cli import main
 
@@ -227,6 +232,7 @@ def outcome(argv: list[str], capsys: Any) -> str | None:
     return fault
 
 
+@pytest.mark.slow
 def test_some_hostile_command_lines(fuzz):
     """A fixed sample of those below."""
     everything = command_lines()

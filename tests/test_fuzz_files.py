@@ -210,6 +210,7 @@ def fuzz(sources, tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_some_damaged_files(fuzz):
     assert fuzz(6, seed=0) == []

@@ -81,7 +81,9 @@ def _flags(form: Any, prog: str) -> list[str]:
 
 def _plain(box: str) -> str:
     """The message in a box of tyro, as one sentence."""
-    text = " ".join(re.sub(r"[│╭╮╰╯─]|\x1b\[[\d;]*m", " ", box).split())
+    text = " ".join(re.sub(r"[│╭╮╰╯─]|^\| | \|$|-{9,}|\x1b\[[\d;]*m", " ", box, flags=re.MULTILINE).split())
+    # Of the types of an optional flag, the last says what was expected.
+    text = re.sub(r"no type matching .* could be instantiated from .*_action=None\)\]: ", "", text)
     if missing := re.search(r"Missing from .*?: (--[\w-]+)", text):
         return f"{missing.group(1)} is required."
     text = re.sub(r"^(Parsing|Value) error ", "", text)
