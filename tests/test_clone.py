@@ -87,7 +87,7 @@ def test_every_source_of_the_same_rows_gives_the_same_clone(tmp_path):
     full = filled_buffer(n=400, size=400)
     assert full.full
     for source in (buffer, tmp_path / "buffer.pkl", str(tmp_path / "buffer.pkl"), full):
-        actor = clone(source, tmp_path / "out" / "my.safetensors", seed=5, **QUICK)
+        actor = clone(source, tmp_path / "out" / "my.safetensors", allow_pickle=True, seed=5, **QUICK)
         th.testing.assert_close(actor.state_dict(), expected.state_dict())
         assert same_policy(DiffusionActor.load(tmp_path / "out" / "my.safetensors", "cpu"), actor)
     assert not same_policy(clone(buffer, seed=6, **QUICK), expected)

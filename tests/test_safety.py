@@ -197,7 +197,7 @@ def test_wrong_values_in_a_config(explored, changes, message):
 def test_deeply_nested_json_and_transitions_without_observations(explored):
     folder = edited(explored)
     np.savez(folder / "transitions.npz", actions=np.zeros((3, 2)))
-    with pytest.raises(ArtifactError, match="observations"):
+    with pytest.raises(ArtifactError, match="lacks observations"):
         sb3_exdm.clone(folder, **QUIET)
     (folder / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(ArtifactError, match="nested too deeply"):
@@ -219,7 +219,7 @@ def test_deeply_nested_json_and_transitions_without_observations(explored):
         (["--out", "a" * 300], "longer than 200 bytes"),
         (["--out", "new/" + "a" * 300], "longer than 200 bytes"),
         (["--out", "/proc/run"], "No such file"),
-        (["--seeds", "0-99999999999"], "at most 1,000 seeds"),
+        (["--seeds", "0-99999999999"], "at most 1000 seeds"),
         (["--algo-kwargs", '{"gamma": NaN}'], "NaN is not a number in JSON"),
         (["--algo-kwargs", '{"gamma": 1e999}'], "must be finite"),
         (["--algo-kwargs", '{"a":' * 100_000], "nested too deeply"),
@@ -255,8 +255,8 @@ HUGE = 10**30
         ({"algo_kwargs": {"learning_rate": "x"}}, "learning_rate"),
         ({"algo_kwargs": {"train_freq": [0, "step"]}}, "train_freq"),
         ({"algo_kwargs": {"tau": HUGE}}, "tau"),
-        ({"algo_kwargs": {"buffer_size": 10**9}}, "The buffer of transitions takes .* lower buffer_size"),
-        ({"algo": "ppo", "n_envs": 10_000, "algo_kwargs": {"n_steps": 10**6}}, "The buffer of transitions takes .* lower n_steps"),
+        ({"algo_kwargs": {"buffer_size": 10**9}}, "takes .* lower buffer_size"),
+        ({"algo": "ppo", "n_envs": 10_000, "algo_kwargs": {"n_steps": 10**6}}, "takes .* lower n_steps"),
         ({"algo_kwargs": {"policy_kwargs": {"net_arch": [0]}}}, "net_arch"),
         ({"algo_kwargs": {"policy_kwargs": {"net_arch": {"pi": [-1], "qf": [8]}}}}, "net_arch"),
         ({"algo_kwargs": {"policy_kwargs": {"net_arch": [60_000, 60_000]}}}, "3,600,000,000 weights"),

@@ -213,7 +213,7 @@ def parse_seeds(words: list[str]) -> tuple[int, ...]:
     first, last = match.groups()
     seeds = range(int(first)) if last is None else range(int(first), int(last) + 1)
     if seeds.stop - seeds.start > MAX_SEEDS:
-        raise ValueError(f"expected at most {MAX_SEEDS:,} seeds")
+        raise ValueError(f"expected at most {MAX_SEEDS} seeds")
     return tuple(seeds)
 
 

@@ -15,6 +15,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_exdm.common.resources import check_memory
 from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError, atomic_path, read_json, write_json
 from sb3_exdm.common.validation import check_value, shown
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
@@ -255,11 +256,21 @@ class RunFolder:
         path = self.path / TRANSITIONS
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+                size = sum(entry.file_size for entry in file.zip.infolist())
+                check_memory(size, "What it holds", "it may be damaged")
+                transitions = {key: file[key] for key in file.files}
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist.") from None
         except Exception as error:  # numpy and zipfile raise many kinds for a damaged archive
             raise ArtifactError(f"{path} cannot be read ({error}); it may be damaged.") from None
+        if missing := [key for key in ("observations", "actions") if key not in transitions]:
+            raise ArtifactError(f"{path} lacks {', '.join(missing)}; it may be damaged.")
+        shapes = [array.shape for array in transitions.values()]
+        if any(shape[:1] != shapes[0][:1] or not shape for shape in shapes):
+            raise ArtifactError(f"The arrays in {path} have different lengths; it may be damaged.")
+        if any(array.dtype.kind not in "biuf" for array in transitions.values()):
+            raise ArtifactError(f"{path} holds something else than numbers; it may be damaged.")
+        return transitions
 
     def checkpoints(self) -> list[int]:
         """Timesteps of the checkpoints, in increasing order."""
