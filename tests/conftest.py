@@ -1,5 +1,8 @@
 """Toy environments and factories that several test files share."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -49,6 +52,26 @@ def tiny_finetune(pretrained: Any = None, *, steps: int = 160, **settings: Any) 
         "algo_kwargs": {"learning_starts": 40, "batch_size": 16, "policy_kwargs": {"net_arch": [16]}},
     }
     return sb3_exdm.finetune(None if pretrained else MAZE, steps, pretrained=pretrained, **{**QUIET, **tiny, **settings})
+
+
+class TooLong(BaseException):
+    """A block that took too long; no ``except Exception`` in it hides that."""
+
+
+@contextmanager
+def in_seconds(seconds: int) -> Iterator[None]:
+    """Raise :class:`TooLong` if the block hangs."""
+
+    def stop(*_: Any) -> None:
+        raise TooLong(f"longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    remaining = signal.alarm(seconds)  # pytest-timeout has an alarm of its own
+    try:
+        yield
+    finally:
+        signal.alarm(remaining)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

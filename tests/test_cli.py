@@ -349,7 +349,7 @@ def test_clone(explored, capsys, tmp_path):
     for _ in range(10):
         buffer.add(np.zeros(2), np.zeros(2), np.zeros((1, 2)), np.zeros(1), np.zeros(1), [{}])
     save_to_pkl("buffer.pkl", buffer)
-    main(["clone", "buffer.pkl", "--out", "p.safetensors", "--steps", "1", "--quiet"])
+    main(["clone", "buffer.pkl", "--out", "p.safetensors", "--steps", "1", "--quiet", "--allow-pickle"])
     assert capsys.readouterr().out == "" and (tmp_path / "p.safetensors").is_file()
 
 

@@ -87,7 +87,7 @@ def test_every_source_of_the_same_rows_gives_the_same_clone(tmp_path):
     full = filled_buffer(n=400, size=400)
     assert full.full
     for source in (buffer, tmp_path / "buffer.pkl", str(tmp_path / "buffer.pkl"), full):
-        actor = clone(source, tmp_path / "out" / "my.safetensors", seed=5, **QUICK)
+        actor = clone(source, tmp_path / "out" / "my.safetensors", allow_pickle=True, seed=5, **QUICK)
         th.testing.assert_close(actor.state_dict(), expected.state_dict())
         assert same_policy(DiffusionActor.load(tmp_path / "out" / "my.safetensors", "cpu"), actor)
     assert not same_policy(clone(buffer, seed=6, **QUICK), expected)
@@ -105,7 +105,7 @@ def test_replay_buffer_of_a_model_in_an_environment_with_bounds_of_its_own(tmp_p
         return fit(self, observations, actions, *args, **kwargs)
 
     monkeypatch.setattr(DiffusionActor, "fit", spy)
-    clone(tmp_path / "buffer.pkl", **QUICK)
+    clone(tmp_path / "buffer.pkl", allow_pickle=True, **QUICK)
     ((observations, actions),) = recorded
     assert observations.shape == (200, 3) and actions.shape == (200, 1)
     assert actions.min() < -1.5 and actions.max() > 1.5, "in the units of the environment"
@@ -263,10 +263,10 @@ class TestRefusals:
         for content in (b"garbage", b"", b"hello world\n", b"PK\x03\x04", b"I1x\n.", pickle.dumps(filled_buffer())[:300]):
             path.write_bytes(content)
             with pytest.raises(ArtifactError, match=r"buffer\.pkl is not a saved replay buffer"):
-                clone(path, **QUICK)
+                clone(path, allow_pickle=True, **QUICK)
         path.write_bytes(pickle.dumps({"observations": 3}))
         with pytest.raises(ArtifactError, match=r"buffer\.pkl holds dict"):
-            clone(path, **QUICK)
+            clone(path, allow_pickle=True, **QUICK)
 
     def test_buffers_of_other_spaces_and_empty_ones(self):
         both = spaces.Dict(a=OBSERVATION)

@@ -144,5 +144,5 @@ def test_number_of_cached_actions(name):
     policy = DiffusionPolicy(spaces.Box(0.0, 1.0, (1,)), spaces.Box(-1.0, 1.0, (2,)), lambda _: 1e-3, diffusion_arch=[8])
     assert make_operator(name, policy).n_cached_actions == 32
     assert make_operator(name, policy, n_cached_actions=4).n_cached_actions == 4
-    with pytest.raises(ValueError, match="n_cached_actions must be an integer of at least 2"):
+    with pytest.raises(ValueError, match=r"n_cached_actions'\] must be an integer of at least 2"):
         make_operator(name, policy, n_cached_actions=1)

@@ -283,7 +283,7 @@ def test_diagnostic_warns_where_a_random_score_misses_large_differences():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"kind": "transition"}, "Unknown kind 'transition'.*state, action"),
+        ({"kind": "transition"}, "kind must be 'state' or 'action', got 'transition'"),
         ({"n_noises": 3}, "even"),
         ({"kind": "action"}, "pass action_space"),
         ({"batch_size": 0}, "batch_size"),

@@ -39,7 +39,7 @@ from gymnasium import spaces
 from torch import nn
 from tyro.conf import arg
 
-from sb3_exdm.benchmark.base import Benchmark, Count, Folder, Mazes
+from sb3_exdm.benchmark.base import Benchmark, Folder, Mazes
 from sb3_exdm.benchmark.plan import PlannedRun, short_name
 from sb3_exdm.benchmark.statistics import RATE_INTERVAL, mean_interval
 from sb3_exdm.benchmark.tables import NOTHING, count, interval_cell, interval_table, markdown_table, score_matrix, write_text
@@ -53,7 +53,7 @@ from sb3_exdm.rewards.exdm_paper import SCORED_AT_ONCE, ScoreNetwork, StateHash,
 from sb3_exdm.rewards.features import MAX_DIM, StateFeatures
 from sb3_exdm.rewards.registry import register_reward
 from sb3_exdm.rewards.score import ScoreModel
-from sb3_exdm.runs.config import PretrainConfig
+from sb3_exdm.runs.config import Positive, PretrainConfig
 from sb3_exdm.runs.folder import RunFolder
 
 FACTORS = (
@@ -236,7 +236,7 @@ class AblationBenchmark(Benchmark):
     """Seeds of all runs."""
     mazes: Mazes = ("SquareBottleneck", "SquareLarge")
     """Names or env ids of mazes."""
-    steps: Count = 100_000
+    steps: Positive = 100_000
     """Environment steps of a run."""
     factors: Annotated[tuple[str, ...], arg(metavar=f"{{{','.join(FACTORS)}}} [...]")] = FACTORS
     """Factors, in the order in which they are added."""

@@ -11,10 +11,11 @@ from tyro.conf import arg
 from sb3_exdm.benchmark.execute import is_complete, run_missing
 from sb3_exdm.benchmark.plan import PlannedRun
 from sb3_exdm.benchmark.tables import write_text
-from sb3_exdm.common.validation import check_choice
+from sb3_exdm.common.resources import check_output
+from sb3_exdm.common.validation import Between, check_choice
 from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.rewards.registry import REWARDS
-from sb3_exdm.runs.config import AtLeast, Config, FinetuneConfig, OneOf, PretrainConfig, Seeds
+from sb3_exdm.runs.config import Config, FinetuneConfig, OneOf, Positive, PretrainConfig, Seeds
 from sb3_exdm.runs.folder import versions
 
 GAUSSIAN, CLONED, SCRATCH = "gaussian", "gaussian-cloned", "scratch"
@@ -29,7 +30,6 @@ REUSE_DATA = {"both": (False, True), "no": (False,), "yes": (True,)}
 
 
 Folder = Annotated[Path, arg(metavar="FOLDER")]
-Count = Annotated[int, AtLeast(1), arg(metavar="N")]
 Mazes = Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")]
 Rewards = Annotated[tuple[str, ...], arg(metavar=f"{{{','.join(REWARDS)}}} [...]")]
 Methods = Annotated[tuple[str, ...], arg(metavar=f"{{{','.join(METHODS)}}} [...]")]
@@ -47,13 +47,14 @@ class Benchmark(Config):
     """Folder of the sweep; every run has a folder of its own in it."""
     seeds: Seeds = (10, 11, 12, 13, 14)
     """Seeds of all runs, A to B, or 0 to N-1. The settings of this library were chosen with seeds below 10."""
-    jobs: Count = 2
+    jobs: Annotated[int, Between(1, 1024), arg(metavar="N")] = 2
     """Runs at the same time, each on one core."""
     report_only: bool = False
     """Run nothing; report the runs that are complete."""
 
     def validate(self) -> None:
         super().validate()
+        check_output(self.out)
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"The output folder {self.out} is a file; name a folder.")
         for name, value in vars(self).items():
@@ -118,9 +119,9 @@ class FinetuneSweep(Benchmark):
     first."""
     reuse_data: ReuseData = "no"
     """Learn from the transitions of the pre-training too, relabeled with the reward of the task."""
-    steps: Count = 20_000
+    steps: Positive = 20_000
     """Environment steps of a fine-tuning run."""
-    pretrain_steps: Count = 100_000
+    pretrain_steps: Positive = 100_000
     """Environment steps of a pre-training run."""
 
     def validate(self) -> None:

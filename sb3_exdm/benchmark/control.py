@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import pandas as pd
 from tyro.conf import arg
 
-from sb3_exdm.benchmark.base import Count, FinetuneSweep, Folder, Methods, Rewards, method_of
+from sb3_exdm.benchmark.base import FinetuneSweep, Folder, Methods, Positive, Rewards, method_of
 from sb3_exdm.benchmark.plan import PlannedRun, short_name
 from sb3_exdm.benchmark.report import report
 from sb3_exdm.benchmark.tables import markdown_table
@@ -39,8 +39,8 @@ class ControlBenchmark(FinetuneSweep):
     rewards: Rewards = ("score", "rnd")
     """Intrinsic rewards, each with a pre-training of its own; "module:NAME" imports the module that registers one first."""
     methods: Methods = ("gaussian", "select", "scratch")
-    steps: Count = 50_000
-    pretrain_steps: Count = 200_000
+    steps: Positive = 50_000
+    pretrain_steps: Positive = 200_000
 
     settings: ClassVar[dict[str, Any]] = {"n_eval_episodes": 20, "distill_steps": 0}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from tyro.conf import arg
 
-from sb3_exdm.benchmark.base import Benchmark, Count, Mazes, Rewards
+from sb3_exdm.benchmark.base import Benchmark, Mazes, Positive, Rewards
 from sb3_exdm.benchmark.plan import PlannedRun, short_name, sweep
 from sb3_exdm.benchmark.statistics import DIFFERENCES, RATE_INTERVAL
 from sb3_exdm.benchmark.tables import count, interval_table, markdown_table, value_at, write_text
@@ -51,7 +51,7 @@ class CoverageBenchmark(Benchmark):
     count is the count-based bonus, an upper reference: it knows the bins of the metric."""
     algo: Annotated[str, OneOf(ALGORITHMS), arg(metavar=f"{{{','.join(ALGORITHMS)}}}")] = "sac"
     """Reinforcement learning algorithm."""
-    steps: Count = 100_000
+    steps: Positive = 100_000
     """Environment steps of a run."""
 
     def plan(self) -> list[PlannedRun[PretrainConfig]]:

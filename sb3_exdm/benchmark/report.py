@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,9 @@ from sb3_exdm.benchmark.statistics import (
     rate_interval,
 )
 from sb3_exdm.benchmark.tables import count, interval_cell, interval_table, markdown_table, score_matrix, write_text
+from sb3_exdm.common.resources import check_output
 from sb3_exdm.common.serialization import ArtifactError
-from sb3_exdm.common.validation import check_choice, check_integers
+from sb3_exdm.common.validation import Between, Seed, check_choice, check_value
 from sb3_exdm.plots import plot_aggregates
 from sb3_exdm.runs.config import FinetuneConfig
 from sb3_exdm.runs.folder import CONFIG, RunFolder
@@ -71,14 +72,15 @@ def report(
     :raises ValueError: if there is nothing to aggregate, runs have no such score, or two are of the same method, task and seed
     :raises ImportError: if rliable is needed, for :data:`MIN_BOOTSTRAP_SEEDS` seeds or more, and cannot be used
     """
-    check_integers(reps=(reps, 1), seed=(seed, 0))
+    check_value("reps", reps, Annotated[int, Between(1, 10**6)])
+    check_value("seed", seed, Seed)
+    out = check_output(out)
     check_choice("score", score, ("auto", *SCORES))
     found, notes = _find_runs(runs)
     score = _choose_score(found, score)
     figures = _figures(found, score)
     aggregates, more_notes = _aggregates(figures, score, reps, seed)
     text = _make_report(figures, aggregates, score, [*notes, *more_notes], reps)
-    out = Path(out)
     _draw(aggregates, score, out / "report.png")
     write_text(out / "runs.csv", figures.to_csv(index=False))
     write_text(out / "aggregates.csv", aggregates.round(6).to_csv(index=False))

@@ -70,7 +70,7 @@ def _run(name: str, argv: list[str]) -> None:
     except BrokenPipeError:  # as in `exdm pretrain --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("EXDM_DEBUG") or not _is_about_input(error):
             raise
         _fail(_sentence(error))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -25,11 +25,13 @@ class Flags:
     """Flags of ``exdm clone``."""
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """Run folder with transitions, replay buffer saved by Stable-Baselines3 (.pkl: reading it executes code, so only open
-    files that you trust), or id of a local Minari dataset."""
+    """Run folder with transitions, replay buffer saved by Stable-Baselines3 (with --allow-pickle), or id of a local Minari
+    dataset."""
     out: Annotated[Path, arg(metavar="FILE")]
     """File (.safetensors) or folder to write the policy to."""
     settings: CloneConfig
+    allow_pickle: bool = False
+    """Read a replay buffer saved by Stable-Baselines3, a pickle. It executes code: only for files that you trust."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
     """PyTorch device."""
     quiet: bool = False
@@ -44,6 +46,7 @@ def run(argv: list[str]) -> None:
     """
     flags: Flags = parse(Flags, argv, "exdm clone", DESCRIPTION)
     settings = flags.settings.to_kwargs()
-    clone(flags.source, flags.out, **settings, device=flags.device, progress_bar=not flags.quiet)
+    how: dict[str, Any] = {"allow_pickle": flags.allow_pickle, "device": flags.device, "progress_bar": not flags.quiet}
+    clone(flags.source, flags.out, **how, **settings)
     if not flags.quiet:
         print(f"diffusion policy: {flags.out}")

@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.conf import arg
 
-from sb3_exdm.common.validation import check_integers, did_you_mean
+from sb3_exdm.common.resources import use_threads
+from sb3_exdm.common.validation import did_you_mean, shown
 from sb3_exdm.recipes import run_config
 from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
 
@@ -37,17 +38,6 @@ class RunOptions:
     quiet: bool = False
     """No progress bar and no report; errors are still printed."""
 
-    def use_threads(self) -> None:
-        """
-        Limit the threads of PyTorch.
-
-        :raises ValueError: if there are less than one
-        """
-        import torch as th
-
-        check_integers(threads=(self.threads, 1))
-        th.set_num_threads(self.threads)
-
 
 def parse(form: Any, argv: Sequence[str], prog: str, description: str) -> Any:
     """
@@ -58,8 +48,12 @@ def parse(form: Any, argv: Sequence[str], prog: str, description: str) -> Any:
     :param prog: name of the command
     :param description: first lines of the help
     :return: instance of ``form``
-    :raises ValueError: for an unknown flag, with the nearest known one, or a value that cannot be parsed
+    :raises ValueError: for an unknown flag, with the nearest known one, or a value that is empty or cannot be parsed
     """
+    for i, word in enumerate(argv):
+        if not word.strip() or (word.startswith("--") and word.endswith("=")):
+            flag = word if word.strip() else argv[i - 1] if i and argv[i - 1].startswith("--") else "an argument"
+            raise ValueError(f"The value of {flag.rstrip('=')} is empty. See {prog} --help.")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -73,7 +67,7 @@ def parse(form: Any, argv: Sequence[str], prog: str, description: str) -> Any:
     if unknown:
         flags = _flags(form, prog)
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
-        raise ValueError(f"There is no flag {word!r}{did_you_mean(word.split('=')[0], flags)}. See {prog} --help.")
+        raise ValueError(f"There is no flag {shown(word)}{did_you_mean(word.split('=')[0], flags)}. See {prog} --help.")
     return parsed
 
 
@@ -87,7 +81,9 @@ def _flags(form: Any, prog: str) -> list[str]:
 
 def _plain(box: str) -> str:
     """The message in a box of tyro, as one sentence."""
-    text = " ".join(re.sub(r"[│╭╮╰╯─]|\x1b\[[\d;]*m", " ", box).split())
+    text = " ".join(re.sub(r"[│╭╮╰╯─]|^\| | \|$|-{9,}|\x1b\[[\d;]*m", " ", box, flags=re.MULTILINE).split())
+    # Of the types of an optional flag, the last says what was expected.
+    text = re.sub(r"no type matching .* could be instantiated from .*_action=None\)\]: ", "", text)
     if missing := re.search(r"Missing from .*?: (--[\w-]+)", text):
         return f"{missing.group(1)} is required."
     text = re.sub(r"^(Parsing|Value) error ", "", text)
@@ -111,7 +107,7 @@ def run_and_report(config: PretrainConfig | FinetuneConfig, options: RunOptions,
     :param options: options of the run
     :param default_out: name of the run folder in ``runs/``, if the options name none
     """
-    options.use_threads()
+    use_threads(options.threads)
     run = run_config(
         config,
         options.out or Path("runs") / default_out,

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from sb3_exdm.cli.parsing import RunOptions, describe, file_name, parse, run_and_report
+from sb3_exdm.common.resources import use_threads
 from sb3_exdm.recipes import pretrain_seeds
 from sb3_exdm.runs.config import PretrainConfig, Seeds
 
@@ -43,7 +44,7 @@ def run(argv: list[str]) -> None:
     if flags.seeds is None:
         run_and_report(config, flags.run, file_name(config.env_id, config.algo, config.reward, config.seed))
         return
-    flags.run.use_threads()
+    use_threads(flags.run.threads)
     settings = config.to_kwargs()
     del settings["seed"]
     runs = pretrain_seeds(

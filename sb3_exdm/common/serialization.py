@@ -1,13 +1,16 @@
 """
 Files: atomic writing, JSON, trees of tensors, Gymnasium spaces.
 
-Tensors are stored as safetensors, the structure around them as JSON in the header. Reading executes no code.
+Tensors are stored as safetensors, the structure around them as JSON in the header. Reading executes no code, and believes
+nothing: a checksum finds damage, and every value is checked before something is built from it.
 """
 
+import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,38 @@ from gymnasium import spaces
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sb3_exdm.common.validation import n_weights, shown
+
 FORMAT_VERSION = 2
 """Version of every file and run folder; raised when older code cannot read a newer one, or the reverse."""
 
 
+MAX_ELEMENTS = 10**7
+"""Most numbers in an element of a saved space, more than any image has."""
+_DTYPES = {th.float64, th.float32, th.float16, th.bfloat16, th.int64, th.int32, th.int16, th.int8, th.uint8, th.bool}
+
+
 class ArtifactError(ValueError):
     """A file or folder that cannot be used; the message says which, why, and what to do."""
+
+
+@contextmanager
+def read_from(path: str | Path) -> Iterator[None]:
+    """
+    Report what goes wrong while an object is built from the content of a file as a fault of the file.
+
+    :param path: the file
+    :raises ArtifactError: for any error in the block
+    """
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except KeyError as error:
+        raise ArtifactError(f"{path} lacks {error}; it may be damaged, or from another version.") from error
+    except Exception as error:  # the libraries that read it raise many kinds
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ArtifactError(f"{path} cannot be used ({reason}); it may be damaged, or from another version.") from error
 
 
 @contextmanager
@@ -67,15 +96,34 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise ArtifactError(f"{path} is a folder, not a file.") from None
+    except ValueError as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); it may be damaged.") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} holds {type(content).__name__}, expected a JSON object.")
     check_format(content.get("format_version", FORMAT_VERSION), path)
     return content
+
+
+def parse_json(text: str) -> Any:
+    """
+    Parse JSON from outside.
+
+    :param text: JSON
+    :raises ValueError: for anything else, NaN and infinity, or nesting that no program makes
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number in JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def check_format(version: Any, path: Path) -> None:
@@ -108,6 +156,7 @@ def save_tree(path: str | Path, tree: dict[str, Any], kind: str) -> None:
     tensors: dict[str, th.Tensor] = {}
     structure = _flatten(tree, tensors)
     header = {"format_version": str(FORMAT_VERSION), "kind": kind, "structure": json.dumps(structure)}
+    header["checksum"] = _checksum(header, tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata=header)
 
@@ -126,14 +175,40 @@ def load_tree(path: str | Path, kind: str) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            if "structure" not in header:
-                raise ArtifactError(f"{path} was not written by sb3-exdm.")
-            check_format(int(header["format_version"]), path)
-            if header["kind"] != kind:
-                raise ArtifactError(f"{path} holds a {header['kind']}, expected a {kind}.")
-            return _unflatten(json.loads(header["structure"]), file)
-    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); it may be damaged.") from None
+    if "structure" not in header:
+        raise ArtifactError(f"{path} was not written by sb3-exdm.")
+    version = header.get("format_version", "")
+    check_format(int(version) if version.isdecimal() and len(version) < 10 else version, path)
+    if header.get("kind") != kind:
+        raise ArtifactError(f"{path} holds a {header.get('kind')}, expected a {kind}.")
+    # Files of earlier versions have none.
+    if "checksum" in header and header["checksum"] != _checksum(header, tensors):
+        raise ArtifactError(f"{path} is damaged: its checksum differs. Use a copy, or run it again.")
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ArtifactError(f"{path} holds numbers of type {tensor.dtype}, which sb3-exdm does not write.")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ArtifactError(f"{path} holds NaN or infinity (tensor {key}); the training diverged, or it is damaged.")
+    try:
+        tree = _unflatten(json.loads(header["structure"]), tensors)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read ({type(error).__name__} in its header); it may be damaged.") from None
+    if not isinstance(tree, dict):
+        raise ArtifactError(f"{path} holds {type(tree).__name__}, expected a dict; it may be damaged.")
+    return tree
+
+
+def _checksum(header: Mapping[str, str], tensors: Mapping[str, th.Tensor]) -> str:
+    """Checksum of the structure and of all tensors."""
+    digest = hashlib.sha256(f"{header['kind']}\n{header['structure']}".encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(th.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _flatten(node: Any, tensors: dict[str, th.Tensor]) -> Any:
@@ -155,16 +230,56 @@ def _flatten(node: Any, tensors: dict[str, th.Tensor]) -> Any:
     raise TypeError(f"Cannot save {type(node).__name__}: only tensors, numbers, strings, None, lists, tuples and dicts.")
 
 
-def _unflatten(node: Any, file: Any) -> Any:
+def _unflatten(node: Any, tensors: Mapping[str, th.Tensor]) -> Any:
+    """Inverse of :func:`_flatten`; raises ValueError, KeyError or TypeError for anything that it does not write."""
     if not isinstance(node, dict):
+        if isinstance(node, list):
+            raise ValueError("a bare list")
         return node
     ((kind, content),) = node.items()
     if kind == "tensor":
-        return file.get_tensor(content)
+        return tensors[content]
     if kind == "dict":
-        return {key: _unflatten(value, file) for key, value in content}
-    values = [_unflatten(value, file) for value in content]
+        return {key: _unflatten(value, tensors) for key, value in content}
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"unknown kind {kind!r}")
+    values = [_unflatten(value, tensors) for value in content]
     return tuple(values) if kind == "tuple" else values
+
+
+def check_weights(weights: Mapping[str, Any], net_arch: Any, path: str | Path) -> None:
+    """
+    Refuse networks that are larger than the weights of a file, before they are built.
+
+    :param weights: saved state dict
+    :param net_arch: widths of the hidden layers, or a mapping of such; anything else is left to the constructor
+    :param path: the file
+    :raises ArtifactError: if the weights cannot be those of the network
+    """
+    held = sum(value.numel() for value in weights.values() if isinstance(value, th.Tensor))
+    parts = net_arch.values() if isinstance(net_arch, Mapping) else [net_arch]
+    needed = sum(n_weights(part) for part in parts if isinstance(part, Sequence) and all(type(width) is int for width in part))
+    if needed > held:
+        raise ArtifactError(f"{path} describes networks of {needed:,} weights, but holds {held:,}; it may be damaged.")
+
+
+def load_optimizer(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
+    """
+    Restore the state of an optimizer, whose shapes PyTorch does not compare.
+
+    :param optimizer: optimizer
+    :param state: saved state
+    :raises ValueError: if the state belongs to other weights
+    """
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        for name, default in optimizer.defaults.items():
+            if isinstance(default, (int, float, tuple)) and not isinstance(group[name], type(default) | int | th.Tensor):
+                raise ValueError(f"the setting {name} of an optimizer is {shown(group[name])}")
+        for weight in group["params"]:
+            for name, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, th.Tensor) and value.dim() and value.shape != weight.shape:
+                    raise ValueError(f"{name} of an optimizer has the shape {tuple(value.shape)}, not {tuple(weight.shape)}")
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -193,32 +308,65 @@ def _bounds(bound: np.ndarray) -> Any:
     return repr(values[0].item()) if len(values) == 1 else [repr(value) for value in bound.ravel().tolist()]
 
 
-def space_from_json(description: dict[str, Any]) -> spaces.Space:
+def space_from_json(description: Any) -> spaces.Space:
     """
     Rebuild a space.
 
     :param description: from :func:`space_to_json`
-    :raises ArtifactError: for an unknown kind of space
+    :raises ArtifactError: for an unknown kind of space, and shapes and numbers that no space has
     """
+    with read_from("The description of a space"):
+        return _space_from_json(description)
+
+
+def _space_from_json(description: dict[str, Any]) -> spaces.Space:
     kind = description["type"]
     if kind == "Box":
-        shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-        low, high = (
-            np.broadcast_to(
-                np.array(description[end], dtype=np.float64).reshape(-1 if len(shape) else ()), (int(np.prod(shape)),)
-            )
-            .reshape(shape)
-            .astype(dtype)
-            for end in ("low", "high")
-        )
-        return spaces.Box(low, high, shape, dtype.type)
+        return _box_from_json(description)
     if kind == "Discrete":
-        return spaces.Discrete(description["n"], start=description["start"])
+        return spaces.Discrete(_integers(description["n"], 1), start=_integers(description["start"]))
     if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(description["nvec"], start=description["start"])
+        return spaces.MultiDiscrete(_integers(description["nvec"], 1), start=_integers(description["start"]))
     if kind == "MultiBinary":
-        return spaces.MultiBinary(description["shape"])
+        shape = _integers(description["shape"], 1)
+        _n_elements(shape if isinstance(shape, list) else [shape])
+        return spaces.MultiBinary(shape)
     if kind == "Dict":
         # Pairs keep their order; a dict would be sorted, and encoded in another order than before.
-        return spaces.Dict([(key, space_from_json(part)) for key, part in description["spaces"].items()])
-    raise ArtifactError(f"Unknown space {kind!r}.")
+        return spaces.Dict([(key, _space_from_json(part)) for key, part in description["spaces"].items()])
+    raise ArtifactError(f"Unknown space {shown(kind)}.")
+
+
+def _box_from_json(description: dict[str, Any]) -> spaces.Box:
+    shape, dtype = tuple(_integers(list(description["shape"]), 0)), np.dtype(description["dtype"])
+    if dtype.kind not in "fiub":
+        raise ArtifactError(f"A Box of {dtype} is not supported.")
+    n_elements = _n_elements(shape)
+    bounds = []
+    for end in ("low", "high"):
+        bound = description[end]
+        values = np.array(bound, dtype=np.float64)
+        if values.shape != ((n_elements,) if isinstance(bound, list) else ()) or np.isnan(values).any():
+            raise ArtifactError(f"The {end} bounds of a Box are {shown(bound)}, which do not fit the shape {shape}.")
+        bounds.append(np.broadcast_to(values, (n_elements,)).reshape(shape).astype(dtype))
+    low, high = bounds
+    if (low > high).any():
+        raise ArtifactError("The low bounds of a Box are above the high ones.")
+    return spaces.Box(low, high, shape, dtype.type)
+
+
+def _integers(value: Any, smallest: int | None = None) -> Any:
+    """The value itself, an integer or a list of them."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, list):
+            _integers(number, smallest)
+        elif type(number) is not int or abs(number) > 2**62 or (smallest is not None and number < smallest):
+            raise ArtifactError(f"A space has {shown(number)} where an integer is expected.")
+    return value
+
+
+def _n_elements(shape: Sequence[int]) -> int:
+    n_elements = math.prod(shape)
+    if n_elements > MAX_ELEMENTS:
+        raise ArtifactError(f"A space has the shape {shown(shape)}, more than {MAX_ELEMENTS:,} numbers.")
+    return n_elements

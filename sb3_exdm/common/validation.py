@@ -2,15 +2,167 @@
 
 import difflib
 import inspect
+import itertools
+import math
 import re
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 import numpy as np
 
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_INTEGER = 2**63 - 1
+"""Largest integer that arrays and tensors hold."""
+MAX_DEPTH = 32
+"""Deepest nesting of settings."""
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Allowed values, as metadata of a type: ``Annotated[int, Between(1, 10)]``."""
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Refuse values that are not allowed.
+
+        :param name: how the error message calls the value
+        :param value: value of the annotated type
+        :raises ValueError: with the allowed values
+        """
+
+
+@dataclass(frozen=True)
+class Between:
+    """
+    Constraint on numbers; anything else, such as None in an optional setting, is left to the type.
+
+    :param low: smallest number
+    :param high: largest number
+    :param open_low: whether ``low`` itself is refused
+    :param open_high: whether ``high`` itself is refused
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Refuse numbers outside of the interval, and NaN.
+
+        :param name: how the error message calls the number
+        :param value: any value
+        :raises ValueError: with the bound that is violated
+        """
+        if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+            return
+        is_above = value > self.low if self.open_low else value >= self.low
+        is_below = value < self.high if self.open_high else value <= self.high
+        if is_above and is_below:
+            return
+        is_integer = isinstance(self.low, int) or isinstance(self.high, int)
+        has_both = not is_integer and self.high - self.low <= 100.0  # the other bound is of interest, as in [0, 1]
+        bounds = []
+        if not is_above or has_both:
+            bounds.append(f"{'above' if self.open_low else 'of at least'} {self.low:,}")
+        if not is_below or has_both:
+            bounds.append(f"{'below' if self.open_high else 'of at most'} {self.high:,}")
+        kind = "an integer" if is_integer else "a number"
+        raise ValueError(f"{name} must be {kind} {' and '.join(bounds)}, got {shown(value)}.")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """
+    Constraint on the widths of hidden layers, a sequence or a mapping of sequences.
+
+    :param smallest: fewest layers
+    """
+
+    smallest: int = 0
+    widest = Between(1, 65_536)
+    most = 64
+    largest = 10**9
+    """Most weights between the layers: 4 GB in float32."""
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Refuse networks without layers, and those that no memory holds.
+
+        :param name: how the error message calls the widths
+        :param value: widths
+        :raises ValueError: naming the width, or the number of layers or weights
+        """
+        if isinstance(value, Mapping):
+            for key, part in value.items():
+                self.check(f"{name}[{key!r}]", part)
+            return
+        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+            return
+        for width in value:
+            check_value(f"A width in {name}", width, Annotated[int, self.widest])
+        if not self.smallest <= len(value) <= self.most:
+            least = "at least one hidden layer" if len(value) < self.smallest else f"at most {self.most} hidden layers"
+            raise ValueError(f"{name} must have {least}, got {shown(list(value))}.")
+        if n_weights(value) > self.largest:
+            raise ValueError(f"{name} has {n_weights(value):,} weights, at most {self.largest:,} are allowed; use less width.")
+
+
+def n_weights(net_arch: Iterable[int]) -> int:
+    """
+    Count the weights between hidden layers, a lower bound on those of a network.
+
+    :param net_arch: widths of the layers
+    """
+    return sum(int(width_in) * int(width_out) for width_in, width_out in itertools.pairwise(net_arch))
+
+
+NetArch = Annotated[Sequence[int], Widths(1)]
+"""Widths of at least one hidden layer."""
+BatchSize = Annotated[int, Between(1, 1_000_000)]
+LearningRate = Annotated[float, Between(0.0, 1.0)]
+NFrequencies = Annotated[int, Between(0, 32)]
+"""Octaves of sines and cosines; float32 has 24 bits."""
+Frequencies = Sequence[Annotated[float, Between(-1e6, 1e6)]]
+Seed = Annotated[int, Between(0, 2**32 - 1)]
+"""Seed; numpy takes 32 bits."""
+Positive = Annotated[float, Between(0.0, 1e6, open_low=True)]
+NonNegative = Annotated[float, Between(0.0, 1e6)]
+Fraction = Annotated[float, Between(0.0, 1.0)]
+Expectile = Annotated[float, Between(0.0, 1.0, open_low=True, open_high=True)]
+Updates = Annotated[int, Between(0, 10**9)]
+Threads = Annotated[int, Between(1, 256)]
+"""Threads of a process; systems run out of them at some thousands, and PyTorch then crashes."""
+
+
+def metadata(hint: Any) -> tuple[Any, ...]:
+    """
+    Collect the metadata of ``Annotated`` in a type, at any depth of a union.
+
+    :param hint: type hint
+    """
+    found: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+    for part in get_args(hint):
+        found += metadata(part)
+    return found
+
+
+def shown(value: Any) -> str:
+    """
+    Show a value in an error message.
+
+    :param value: any value
+    :return: its ``repr``, cut if it is long
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:180]}… ({len(text):,} characters)"
 
 
 def check_integers(**settings: tuple[int, int]) -> None:
@@ -21,8 +173,9 @@ def check_integers(**settings: tuple[int, int]) -> None:
     :raises ValueError: naming the first setting that is not an integer or is too small
     """
     for name, (value, smallest) in settings.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
-            raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not smallest <= value <= MAX_INTEGER:
+            bound = f"at most {MAX_INTEGER:,}" if isinstance(value, int) and value > smallest else f"at least {smallest}"
+            raise ValueError(f"{name} must be an integer of {bound}, got {shown(value)}.")
 
 
 def check_finite(batch: Any, what: str, row: str = "row") -> None:
@@ -85,7 +238,7 @@ def check_choice(kind: str, name: str, known: Collection[str]) -> None:
     :raises ValueError: for an unknown name, with the nearest known one
     """
     if name not in known:
-        raise ValueError(f"Unknown {kind} {name!r}{did_you_mean(str(name), known)}; choose one of {', '.join(known)}.")
+        raise ValueError(f"Unknown {kind} {shown(name)}{did_you_mean(str(name), known)}; choose one of {', '.join(known)}.")
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -96,31 +249,97 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     :param known: allowed names
     :return: ``" (did you mean 'x'?)"``, or an empty string if nothing is near
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def check_kwargs(function: Callable[..., Any], kwargs: Mapping[str, Any], name: str, *, ignore: Collection[str] = ()) -> None:
+def check_kwargs(
+    function: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    name: str = "",
+    *,
+    ignore: Collection[str] = (),
+    hints: Mapping[str, Any] | None = None,
+) -> None:
     """
     Check keyword arguments against a signature, before the function is called.
 
     :param function: function or class that will get the arguments; a class with ``**kwargs`` is checked against the
         constructors of its base classes too
     :param kwargs: keyword arguments
-    :param name: name of the mapping in error messages, e.g. ``"algo_kwargs"``
+    :param name: name of the mapping in error messages, e.g. ``"algo_kwargs"``; empty for arguments of their own
     :param ignore: arguments that the caller sets itself and that are refused here
-    :raises ValueError: for an unknown argument, with the nearest known one, or a value of the wrong type
+    :param hints: types that replace those of the signature, by name of the argument
+    :raises ValueError: for an unknown argument, with the nearest known one, or a value of the wrong type or out of range
     """
     parameters, is_open = _parameters(function)
-    known = {key: hint for key, hint in parameters.items() if key not in ignore}
+    known = {key: (hints or {}).get(key, hint) for key, hint in parameters.items() if key not in ignore}
     owner = getattr(function, "__name__", str(function))
     for key, value in kwargs.items():
         if key not in known:
             if is_open and key not in ignore:
                 continue
-            raise ValueError(f"{name} has no {key!r}{did_you_mean(key, known)}; {owner} takes {', '.join(known)}.")
-        if not is_instance(value, known[key]):
-            raise ValueError(f"{name}[{key!r}] must be {describe_type(known[key])}, got {value!r}.")
+            hint = did_you_mean(key, known)
+            raise ValueError(f"{name or owner} has no {shown(key)}{hint}; {owner} takes {', '.join(known)}.")
+        check_value(f"{name}[{key!r}]" if name else key, value, known[key])
+
+
+def check_value(name: str, value: Any, hint: Any, *, ignore: type | tuple[type, ...] = ()) -> None:
+    """
+    Check a value against a type hint and the constraints in it.
+
+    :param name: how the error message calls the value
+    :param value: any value
+    :param hint: type hint; ``Annotated`` may hold a :class:`Constraint` at any depth
+    :param ignore: kinds of constraints that are left out
+    :raises ValueError: for a wrong type, a value that is not allowed, or a number that no array holds
+    """
+    if not is_instance(value, hint):
+        raise ValueError(f"{name} must be {describe_type(hint)}, got {shown(value)}.")
+    check_plain(name, value)
+    for constraint, part in _constraints(hint, value):
+        if not isinstance(constraint, ignore):
+            constraint.check(name, part)
+
+
+def check_plain(name: str, value: Any, depth: int = 0) -> None:
+    """
+    Refuse NaN, infinity, integers of more than 64 bits and deep nesting, anywhere in nested settings.
+
+    :param name: how the error message calls the value
+    :param value: any value; only numbers, lists, tuples and mappings are looked into
+    :param depth: levels above the value
+    :raises ValueError: naming the place
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name[:100]}… is nested more than {MAX_DEPTH} levels deep.")
+    if isinstance(value, (float, np.floating)) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}.")
+    if isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise ValueError(f"{name} must be a number of at most 64 bits, got {shown(value)}.")
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            check_plain(f"{name}[{shown(key)}]", part, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for i, part in enumerate(value):
+            check_plain(f"{name}[{i}]", part, depth + 1)
+
+
+def _constraints(hint: Any, value: Any) -> Iterator[tuple[Constraint, Any]]:
+    """Constraints in a type hint, each with the part of the value that it is about."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hasattr(hint, "__metadata__"):
+        yield from ((entry, value) for entry in hint.__metadata__ if isinstance(entry, Constraint))
+        yield from _constraints(arguments[0], value)
+    elif origin in (Union, types.UnionType):
+        for option in arguments:
+            if is_instance(value, option):
+                yield from _constraints(option, value)
+    elif inspect.isclass(origin) and issubclass(origin, (Sequence, set)) and isinstance(value, (list, tuple)):
+        items = [option for option in arguments if option is not Ellipsis]
+        if len(items) == 1:
+            for item in value:
+                yield from _constraints(items[0], item)
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:

@@ -9,6 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_exdm.common.dense import FlatAdam, FlatParameters
+from sb3_exdm.common.serialization import load_optimizer
 
 
 class Trainable(nn.Module):
@@ -75,7 +76,7 @@ class Trainable(nn.Module):
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`training_state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         saved = state["generator"].cpu()
         if len(saved) == len(self.generator.get_state()):  # not if it was saved on another kind of device
             self.generator.set_state(saved)

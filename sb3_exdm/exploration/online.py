@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from gymnasium.vector.utils import create_empty_array
 
-from sb3_exdm.common.serialization import load_tree, save_tree
-from sb3_exdm.common.validation import check_integers, check_rewards
+from sb3_exdm.common.resources import check_memory, resolve_device
+from sb3_exdm.common.serialization import load_tree, read_from, save_tree
+from sb3_exdm.common.validation import Between, check_integers, check_kwargs, check_rewards, check_value
 from sb3_exdm.exploration.settings import EXTRINSIC_ADVICE, FitSchedule, RewardSettings
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward, transformed_reward
 from sb3_exdm.rewards.registry import reward_from_tree
@@ -58,6 +59,7 @@ class OnlineReward:
         parts = {"observations": observation_space, **({"actions": action_space} if self.model.needs_actions else {})}
         one = create_empty_array(spaces.Dict(parts), n=1, fn=np.zeros)
         self.buffer_size = max(min(buffer_size, MAX_BYTES // _n_bytes(one)), 1)
+        check_memory(self.buffer_size * _n_bytes(one), "The state memory of the reward wrapper", "lower buffer_size")
         self._memory = create_empty_array(spaces.Dict(parts), n=self.buffer_size, fn=np.zeros)
 
     def reward_step(self, observations: Any, actions: Any, extrinsic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,6 +130,9 @@ class OnlineReward:
 
     def load_tree(self, tree: dict[str, Any]) -> None:
         """Restore the memory and the counters from the tree of an object with the same model and settings."""
+        check_value("counters", tree["counters"], list[Annotated[int, Between(0)]])
+        check_value("frozen", tree["frozen"], bool)
+        check_value("fit_metrics", tree["fit_metrics"], dict[str, Any])
         self.schedule.n_transitions, self.schedule.n_fits, self._n_steps = tree["counters"]
         _write(self._memory, slice(self._n_states), _map(th.Tensor.numpy, tree["memory"]))
         self._rng.bit_generator.state = tree["rng"]
@@ -195,10 +200,18 @@ class OnlineRewardMixin:
         :param path: file that :meth:`save` of either reward wrapper wrote
         :param env: environment, or vectorized environment, to wrap
         :param device: PyTorch device
+        :raises ArtifactError: if the file cannot be used
+        :raises ValueError: for an environment with other spaces
         """
+        device = resolve_device(device)
         tree = load_tree(path, kind=FILE_KIND)
-        wrapper: Any = cls(env, reward_from_tree(tree["reward"], path, device), **tree["settings"])  # type: ignore[call-arg]
-        wrapper._online.load_tree(tree)
+        with read_from(path):
+            reward, settings = reward_from_tree(tree["reward"], path, device), tree["settings"]
+            check_kwargs(OnlineReward, settings, "its header")
+            check_kwargs(RewardSettings, {key: value for key, value in settings.items() if key != "buffer_size"}, "its header")
+        wrapper: Any = cls(env, reward, **settings)  # type: ignore[call-arg]
+        with read_from(path):
+            wrapper._online.load_tree(tree)
         return wrapper
 
 

@@ -1,12 +1,11 @@
 """Settings and schedule of fits that wrappers and replay buffers share."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from gymnasium import spaces
 
-from sb3_exdm.common.validation import check_choice, check_integers
+from sb3_exdm.common.validation import BatchSize, Between, Updates, check_choice, check_kwargs
 from sb3_exdm.rewards.base import REWARD_TRANSFORMS, IntrinsicReward
 from sb3_exdm.rewards.registry import make_reward
 
@@ -24,22 +23,14 @@ class RewardSettings:
 
     intrinsic_coef: float
     extrinsic_coef: float
-    learning_starts: int
-    train_freq: int
-    gradient_steps: int
-    batch_size: int
+    learning_starts: Annotated[int, Between(0)]
+    train_freq: Annotated[int, Between(1)]
+    gradient_steps: Updates
+    batch_size: BatchSize
     reward_transform: str | None
 
     def __post_init__(self) -> None:
-        check_integers(
-            learning_starts=(self.learning_starts, 0),
-            train_freq=(self.train_freq, 1),
-            gradient_steps=(self.gradient_steps, 0),
-            batch_size=(self.batch_size, 1),
-        )
-        for name, coef in (("intrinsic_coef", self.intrinsic_coef), ("extrinsic_coef", self.extrinsic_coef)):
-            if not math.isfinite(coef):
-                raise ValueError(f"{name} must be finite, got {coef}.")
+        check_kwargs(RewardSettings, vars(self))
         if self.reward_transform is not None:
             check_choice("reward_transform", self.reward_transform, REWARD_TRANSFORMS)
 

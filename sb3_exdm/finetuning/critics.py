@@ -6,6 +6,7 @@ from typing import Any
 import torch as th
 from torch.distributions import Normal, kl_divergence
 
+from sb3_exdm.common.serialization import load_optimizer
 from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
 from sb3_exdm.policies.networks import Critic
 
@@ -108,7 +109,7 @@ class ExpectileValue:
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`training_state` returned."""
         self.network.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 class GaussianUpdate:
@@ -181,7 +182,7 @@ class GaussianUpdate:
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`training_state` returned."""
         self.log_ent_coef.data.copy_(state["log_ent_coef"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 def scaled_advantages(values: th.Tensor) -> th.Tensor:

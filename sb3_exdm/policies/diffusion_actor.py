@@ -1,24 +1,45 @@
 """Diffusion model of the actions given the observation."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.utils import get_device, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 from tqdm.auto import tqdm
 
-from sb3_exdm.common.serialization import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
+from sb3_exdm.common.resources import resolve_device
+from sb3_exdm.common.serialization import (
+    ArtifactError,
+    check_weights,
+    load_tree,
+    read_from,
+    save_tree,
+    space_from_json,
+    space_to_json,
+)
 from sb3_exdm.common.spaces import check_vector_spaces, scale_actions, unscale_actions
-from sb3_exdm.common.validation import check_choice, check_integers
+from sb3_exdm.common.validation import (
+    Between,
+    Frequencies,
+    LearningRate,
+    NetArch,
+    NFrequencies,
+    Seed,
+    check_choice,
+    check_kwargs,
+    check_value,
+)
 from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.diffusion.solver import GRIDS
 from sb3_exdm.policies.features import ObservationFeatures
 from sb3_exdm.policies.networks import SquashedGaussian
+
+NSamplingSteps = Annotated[int, Between(1, 1000)]
+"""Network evaluations per action; DDPM has 1000."""
 
 NEEDS_CALLBACK = (
     "A DiffusionPolicy cannot be trained by the algorithm's own update: pass "
@@ -50,25 +71,25 @@ class DiffusionActor(nn.Module):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         *,
-        net_arch: Sequence[int] = (128, 128, 128),
-        n_sampling_steps: int = 5,
+        net_arch: NetArch = (128, 128, 128),
+        n_sampling_steps: NSamplingSteps = 5,
         grid: str = "quadratic",
-        frequencies: Sequence[float] = (0.5 * math.pi,),
-        n_frequencies: int | None = None,
-        learning_rate: float = 1e-3,
-        seed: int | None = None,
+        frequencies: Frequencies = (0.5 * math.pi,),
+        n_frequencies: NFrequencies | None = None,
+        learning_rate: LearningRate = 1e-3,
+        seed: Seed | None = None,
         device: th.device | str = "cpu",
     ) -> None:
         super().__init__()
         check_vector_spaces(observation_space, action_space, type(self).__name__)
-        check_integers(n_sampling_steps=(n_sampling_steps, 1), n_frequencies=(n_frequencies or 0, 0))
+        networks = {"net_arch": net_arch, "frequencies": frequencies, "n_frequencies": n_frequencies}
+        sampling = {"n_sampling_steps": n_sampling_steps, "grid": grid}
+        check_kwargs(DiffusionActor, {**networks, **sampling, "learning_rate": learning_rate, "seed": seed})
         check_choice("grid", grid, GRIDS)
-        if not net_arch:
-            raise ValueError("net_arch must have at least one hidden layer, got [].")
         assert isinstance(observation_space, spaces.Box) and isinstance(action_space, spaces.Box)
         self.observation_space = observation_space
         self.action_space = action_space
-        self.device = get_device(device)
+        self.device = resolve_device(device)
         self.features = ObservationFeatures(observation_space, n_frequencies).to(self.device)
         self.config: dict[str, Any] = {
             "net_arch": [int(width) for width in net_arch],
@@ -267,22 +288,25 @@ def load_pretrained(path: str | Path, device: th.device | str = "auto") -> Pretr
                 f"{path.parent} holds no diffusion policy ({POLICY}): pre-train it with `exdm pretrain`, or fit one to its "
                 f"transitions with `exdm clone {path.parent} --out {path}`."
             )
+    device = resolve_device(device)
     tree = load_tree(path, kind="diffusion policy")
-    actor = DiffusionActor(
-        space_from_json(tree["observation_space"]),
-        space_from_json(tree["action_space"]),
-        **tree["config"],
-        seed=0,
-        device=get_device(device),
-    )
-    actor.load_state_dict(tree["weights"])
-    actor.model.load_training_state(tree["training_state"])
-    return PretrainedPolicies(actor, *(_load_gaussian(actor, tree.get(key)) for key in ("gaussian", "cloned_gaussian")))
+    with read_from(path):
+        config = tree["config"]
+        check_kwargs(DiffusionActor, config, "its header")
+        check_weights(tree["weights"], config["net_arch"], path)
+        observation_space, action_space = (space_from_json(tree[name]) for name in ("observation_space", "action_space"))
+        actor = DiffusionActor(observation_space, action_space, **config, seed=0, device=device)
+        actor.load_state_dict(tree["weights"])
+        actor.model.load_training_state(tree["training_state"])
+        gaussians = (_load_gaussian(actor, tree.get(key), path) for key in ("gaussian", "cloned_gaussian"))
+        return PretrainedPolicies(actor, *gaussians)
 
 
-def _load_gaussian(actor: DiffusionActor, tree: dict[str, Any] | None) -> SquashedGaussian | None:
+def _load_gaussian(actor: DiffusionActor, tree: dict[str, Any] | None, path: Path) -> SquashedGaussian | None:
     if tree is None:
         return None
+    check_value("its net_arch", tree["net_arch"], NetArch)
+    check_weights(tree["weights"], tree["net_arch"], path)
     gaussian = SquashedGaussian(actor.features.dim, actor.model.dim, tree["net_arch"]).to(actor.device)
     gaussian.load_state_dict(tree["weights"])
     return gaussian

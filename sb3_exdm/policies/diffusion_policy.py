@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch as th
@@ -14,14 +14,15 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
-from sb3_exdm.common.serialization import ArtifactError
+from sb3_exdm.common.serialization import ArtifactError, load_optimizer
 from sb3_exdm.common.spaces import check_vector_spaces
-from sb3_exdm.common.validation import check_choice, check_integers
-from sb3_exdm.policies.diffusion_actor import NEEDS_CALLBACK, DiffusionActor, load_pretrained
+from sb3_exdm.common.validation import Between, Frequencies, NetArch, NFrequencies, Widths, check_choice, check_kwargs
+from sb3_exdm.policies.diffusion_actor import NEEDS_CALLBACK, DiffusionActor, NSamplingSteps, load_pretrained
 from sb3_exdm.policies.networks import Critic, SquashedGaussian
 
 STARTS = ("last", "cloned")
 """Pre-trained Gaussian policies, in the order of :class:`~sb3_exdm.policies.diffusion_actor.PretrainedPolicies`."""
+NCandidates = Annotated[int, Between(0, 4096)]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class ActionSelection:
     :param gaussian: candidates from the Gaussian, its mode first
     """
 
-    actor: int = 1
-    behavior: int = 0
-    gaussian: int = 0
+    actor: NCandidates = 1
+    behavior: NCandidates = 0
+    gaussian: NCandidates = 0
 
     @property
     def n_candidates(self) -> int:
@@ -101,16 +102,16 @@ class DiffusionPolicy(BasePolicy):
         *,
         pretrained: str | Path | None = None,
         start: str = "last",
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        diffusion_arch: list[int] | None = None,
-        n_critics: int = 2,
-        n_sampling_steps: int | None = None,
+        net_arch: Annotated[list[int] | dict[str, list[int]], Widths(1)] | None = None,
+        diffusion_arch: NetArch | None = None,
+        n_critics: Annotated[int, Between(1, 64)] = 2,
+        n_sampling_steps: NSamplingSteps | None = None,
         grid: str | None = None,
-        frequencies: list[float] | None = None,
-        n_frequencies: int | None = None,
+        frequencies: Frequencies | None = None,
+        n_frequencies: NFrequencies | None = None,
     ) -> None:
         check_vector_spaces(observation_space, action_space, "DiffusionPolicy")
-        check_integers(n_critics=(n_critics, 1))
+        check_kwargs(DiffusionPolicy, {"net_arch": net_arch, "n_critics": n_critics})
         check_choice("start", start, STARTS)
         if use_sde:
             raise ValueError(
@@ -298,12 +299,13 @@ class DiffusionPolicy(BasePolicy):
                 f"The saved networks were built with {different}, these with "
                 f"{ {key: self.network_kwargs[key] for key in different} }; pass the former in policy_kwargs."
             )
-        self.has_pretrained_gaussian = state["has_pretrained_gaussian"]
+        check_kwargs(ActionSelection, state["action_selection"], "its action_selection")
+        self.has_pretrained_gaussian = bool(state["has_pretrained_gaussian"])
         self.action_selection = ActionSelection(**state["action_selection"])
         self.actor.model.load_training_state(state["actor"])
         self.behavior.load_training_state(state["behavior"])
         assert self.critic.optimizer is not None
-        self.critic.optimizer.load_state_dict(state["critic_optimizer"])
+        load_optimizer(self.critic.optimizer, state["critic_optimizer"])
         self.finetuning_state = state["finetuning_state"]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -334,8 +336,11 @@ def saved_network_kwargs(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     :param state_dict: state dict of a :class:`DiffusionPolicy`
     :return: arguments of :class:`DiffusionPolicy`, plain data
+    :raises ValueError: for arguments that :class:`DiffusionPolicy` refuses
     """
-    return state_dict["_extra_state"]["network_kwargs"]
+    kwargs = state_dict["_extra_state"]["network_kwargs"]
+    check_kwargs(DiffusionPolicy, kwargs, "its header", ignore=("pretrained", "use_sde"))
+    return kwargs
 
 
 @lru_cache(maxsize=32)

@@ -15,6 +15,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
+from sb3_exdm.common.resources import check_output, resolve_device
 from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.common.spaces import check_vector_spaces, scale_actions, unscale_actions
 from sb3_exdm.common.validation import check_kwargs
@@ -22,7 +23,6 @@ from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor, Pretrained
 from sb3_exdm.policies.networks import SquashedGaussian
 from sb3_exdm.runs.config import CloneConfig
 from sb3_exdm.runs.folder import RunFolder
-from sb3_exdm.runs.hyperparams import check_device
 
 _SPACES = ("observation_space", "action_space", "seed", "device")
 
@@ -31,6 +31,7 @@ def clone(
     source: str | Path | ReplayBuffer,
     out: str | Path | None = None,
     *,
+    allow_pickle: bool = False,
     device: str = "auto",
     progress_bar: bool = True,
     **settings: Any,
@@ -39,8 +40,9 @@ def clone(
     Fit a diffusion policy to recorded observations and actions. ``policy_kwargs=dict(pretrained=out)`` then starts from it.
 
     :param source: run folder with transitions; replay buffer of Stable-Baselines3, or the file that ``save_replay_buffer``
-        wrote (``.pkl``: reading it executes code, so only open files that you trust); or id of a local Minari dataset
+        wrote; or id of a local Minari dataset
     :param out: file or folder to write; None writes nothing
+    :param allow_pickle: read such a file. It is a pickle, which executes code: only for files that you trust
     :param device: PyTorch device
     :param progress_bar: show a progress bar on a terminal
     :param settings: fields of :class:`~sb3_exdm.runs.config.CloneConfig`: ``gradient_steps``, ``batch_size``, ``seed``,
@@ -49,7 +51,10 @@ def clone(
     :raises ArtifactError: if the source cannot be read
     """
     config = CloneConfig.make(**settings)
-    check_device(device)
+    resolve_device(device)
+    if out is not None:
+        out = check_output(out)
+        out = out if out.suffix == ".safetensors" else out / POLICY
     check_kwargs(DiffusionActor, config.policy_kwargs, "policy_kwargs", ignore=_SPACES)
     gaussian, cloned = None, None
     if isinstance(source, (str, Path)) and RunFolder(source).exists():
@@ -65,12 +70,11 @@ def clone(
             moments=folder.observation_moments(),
         )
     else:
-        observation_space, action_space, observations, actions = _read(source)
+        observation_space, action_space, observations, actions = _read(source, allow_pickle)
         actor = DiffusionActor(observation_space, action_space, seed=config.seed, device=device, **config.policy_kwargs)
         actor.fit(observations, actions, config.gradient_steps, config.batch_size, progress_bar=progress_bar)
     if out is not None:
-        out = Path(out)
-        actor.save(out if out.suffix == ".safetensors" else out / POLICY, gaussian, cloned)
+        actor.save(out, gaussian, cloned)
     return actor
 
 
@@ -216,12 +220,22 @@ def explorer_gaussian(model: BaseAlgorithm, actor: DiffusionActor) -> SquashedGa
     return None
 
 
-def _read(source: str | Path | ReplayBuffer) -> tuple[spaces.Space, spaces.Space, np.ndarray, np.ndarray]:
+_FORMATS = {
+    b"PK": "a zip archive, such as transitions.npz",
+    b"\x93NUMPY": "an array of numpy",
+    b"\x89HDF": "an HDF5 file",
+    b"{": "JSON",
+}
+"""Formats by their first bytes. Reading looks at the content of a file: its name may say anything."""
+
+
+def _read(source: str | Path | ReplayBuffer, allow_pickle: bool) -> tuple[spaces.Space, spaces.Space, np.ndarray, np.ndarray]:
     """Spaces, observations and actions in the units of the environment."""
     if isinstance(source, ReplayBuffer):
         return _from_buffer(source)
     path = Path(source)
     if path.is_file():
+        _check_format(path, allow_pickle)
         try:
             buffer = load_from_pkl(path)
         except Exception as error:  # pickle raises many kinds for a file that is something else
@@ -230,6 +244,24 @@ def _read(source: str | Path | ReplayBuffer) -> tuple[spaces.Space, spaces.Space
             raise ArtifactError(f"{path} holds {type(buffer).__name__}, expected a replay buffer of Stable-Baselines3.")
         return _from_buffer(buffer)
     return _from_minari(str(source))
+
+
+def _check_format(path: Path, allow_pickle: bool) -> None:
+    """Refuse files that hold no replay buffer, and pickles unless they are allowed."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    named = next((kind for first, kind in _FORMATS.items() if start.startswith(first)), None)
+    if start[8:9] == b"{":  # after the length of its header
+        named = "a safetensors file, which holds models"
+    if not start:
+        named = "an empty file"
+    if named is not None:
+        raise ArtifactError(f"{path} is not a saved replay buffer, but {named}; to clone a run, name its folder.")
+    if not allow_pickle:
+        raise ArtifactError(
+            f"{path} could be a replay buffer saved by Stable-Baselines3, which is a pickle: reading it executes code. If you "
+            "trust the file, add --allow-pickle (allow_pickle=True in Python)."
+        )
 
 
 def _from_buffer(buffer: ReplayBuffer) -> tuple[spaces.Space, spaces.Space, np.ndarray, np.ndarray]:

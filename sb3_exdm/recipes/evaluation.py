@@ -10,12 +10,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_exdm.common.resources import resolve_device
 from sb3_exdm.common.serialization import ArtifactError
 from sb3_exdm.policies.diffusion_actor import DiffusionActor
 from sb3_exdm.runs.config import EvaluateConfig
 from sb3_exdm.runs.envs import EnvLike, EnvSource
 from sb3_exdm.runs.folder import RunFolder
-from sb3_exdm.runs.hyperparams import check_device
 
 Agent = str | Path | BaseAlgorithm | DiffusionActor
 """A run folder, the file of a diffusion policy, or an agent in memory."""
@@ -114,7 +114,7 @@ def open_agent(
     config: dict[str, Any] = {}
     folder = None
     if isinstance(agent, (str, Path)):
-        check_device(device)
+        resolve_device(device)
         if Path(agent).is_file():
             agent = DiffusionActor.load(agent, device)
         elif RunFolder(agent).exists():

@@ -13,6 +13,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_exdm.common.resources import check_output, resolve_device
 from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.finetuning.callback import DiffusionFinetuneCallback
 from sb3_exdm.finetuning.distillation import distill
@@ -36,7 +37,6 @@ from sb3_exdm.runs.hyperparams import (
     build_algorithm,
     check_action_space,
     check_algo_kwargs,
-    check_device,
     default_profile,
     diffusion_hyperparams,
     finetune_hyperparams,
@@ -118,8 +118,11 @@ def finetune(
     config = FinetuneConfig.make(
         env_id=source.id, total_timesteps=total_timesteps, pretrained=None if explored is None else explored.path, **settings
     )
-    check_device(device)
+    resolve_device(device)
+    if out is not None:
+        check_output(out)
     config = _check(config, source, explored, has_reward_fn=reward_fn is not None, has_out=out is not None)
+    source.check_kwargs(config.env_kwargs)
     vec_env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
     evaluation_env = None
     try:
@@ -170,8 +173,6 @@ def _check(
 ) -> FinetuneConfig:
     """Refuse settings that do not fit each other, before anything is built; fill in what needs no environment."""
     is_diffusion = config.policy == "diffusion"
-    if config.correlation >= 1.0:
-        raise ValueError(f"correlation must be below 1, got {config.correlation}.")
     explored_config = {} if explored is None else explored.config
     algo = config.algo or ("sac" if is_diffusion else explored_config.get("algo", "sac"))
     if not is_diffusion and explored_config and algo != explored_config["algo"]:
@@ -206,9 +207,13 @@ def _check(
             f"{'there is no pre-training' if explored is None else f'{explored} has none'}."
         )
     check_algo_kwargs(algo, config.algo_kwargs, "DiffusionPolicy" if denoises else "MlpPolicy")
+    if algo != "ppo":
+        buffer_kwargs = config.algo_kwargs.get("replay_buffer_kwargs") or {}
+        ignore = ("buffer_size", "observation_space", "action_space", "device", "n_envs")
+        check_kwargs(FinetuneReplayBuffer, buffer_kwargs, "algo_kwargs['replay_buffer_kwargs']", ignore=ignore)
     env_kwargs = config.env_kwargs
     if explored_config and source.id == explored_config["env_id"]:
-        env_kwargs = {**explored_config["env_kwargs"], **env_kwargs}
+        env_kwargs = {**explored_config.get("env_kwargs", {}), **env_kwargs}
     return config.with_changes(algo=algo, operator=operator, env_kwargs=env_kwargs)
 
 
@@ -231,7 +236,7 @@ def _resolve(config: FinetuneConfig, source: EnvSource, env: VecEnv, explored: R
     is_gaussian = config.policy == "gaussian"
     denoises = _has_diffusion_policy(config)
     if not denoises:
-        known = None if explored is None else explored.config["algo_kwargs"]
+        known = None if explored is None else explored.config.get("algo_kwargs")
         defaults = finetune_hyperparams(config.algo, profile, observation_space, action_space, config.n_envs, known)
     else:
         defaults = diffusion_hyperparams(profile, config.n_envs)

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.algorithms.stacked import RandomState
+from sb3_exdm.common.resources import check_output, resolve_device
 from sb3_exdm.common.spaces import SpaceEncoder
 from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.exploration.callbacks import ExplorationCallback, TransitionRecorder
@@ -34,7 +35,6 @@ from sb3_exdm.runs.hyperparams import (
     build_algorithm,
     check_action_space,
     check_algo_kwargs,
-    check_device,
     default_profile,
     merge,
     pretrain_hyperparams,
@@ -235,7 +235,7 @@ def _check_kwargs(config: PretrainConfig) -> None:
     check_algo_kwargs(config.algo, config.algo_kwargs, "MlpPolicy")
     ignore = ("observation_space", "action_space", "device")
     check_kwargs(REWARDS[config.reward], config.reward_kwargs, "reward_kwargs", ignore=ignore)
-    buffer_kwargs = config.algo_kwargs.get("replay_buffer_kwargs", {})
+    buffer_kwargs = config.algo_kwargs.get("replay_buffer_kwargs") or {}
     check_kwargs(ScoreRewardReplayBuffer, buffer_kwargs, "algo_kwargs['replay_buffer_kwargs']", ignore=("reward", *ignore))
 
 
@@ -278,10 +278,13 @@ class _Exploration:
     def __init__(
         self, source: EnvSource, config: PretrainConfig, device: str, out: Path | None, overwrite: bool, progress_bar: bool
     ) -> None:
-        check_device(device)
+        resolve_device(device)
+        if out is not None:
+            check_output(out)
         _check_kwargs(config)
         self.start = time.perf_counter()
         self.progress_bar = progress_bar
+        source.check_kwargs(config.env_kwargs)
         self.env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
         try:
             self.config = _resolve(config, source, self.env)

@@ -8,8 +8,9 @@ import numpy as np
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_exdm.common.resources import check_output
 from sb3_exdm.common.serialization import atomic_path
-from sb3_exdm.common.validation import check_integers
+from sb3_exdm.common.validation import Seed, check_integers, check_value
 from sb3_exdm.recipes.evaluation import Agent, open_agent
 from sb3_exdm.runs.envs import EnvLike
 
@@ -43,7 +44,8 @@ def record_video(
     :raises ImportError: if the extra ``video`` is not installed, or there is no OpenGL that the environment needs
     :raises ArtifactError: if the folder or file cannot be used
     """
-    check_integers(n_episodes=(n_episodes, 1), seed=(seed, 0))
+    check_integers(n_episodes=(n_episodes, 1))
+    check_value("seed", seed, Seed)
     path = check_video(path)
     player, source, vec_env = open_agent(agent, env, 1, seed, env_kwargs, device, render_mode="rgb_array")
     try:
@@ -62,7 +64,7 @@ def check_video(path: str | Path) -> Path:
     :raises ValueError: for an unsupported file format
     :raises ImportError: if the extra ``video`` is not installed
     """
-    path = Path(path)
+    path = check_output(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"A video ends in {' or '.join(SUFFIXES)}, got {path}.")
     try:

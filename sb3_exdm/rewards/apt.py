@@ -1,11 +1,11 @@
 """Distance to the nearest visited states."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch as th
 from gymnasium import spaces
 
-from sb3_exdm.common.validation import check_integers
+from sb3_exdm.common.validation import Between
 from sb3_exdm.rewards.base import FittedReward
 from sb3_exdm.rewards.registry import register_reward
 
@@ -39,11 +39,10 @@ class APTReward(FittedReward):
         observation_space: spaces.Space,
         action_space: spaces.Space | None = None,
         *,
-        n_references: int = 1024,
-        n_neighbors: int = 12,
+        n_references: Annotated[int, Between(1, 10**6)] = 1024,
+        n_neighbors: Annotated[int, Between(1, 10**6)] = 12,
         **kwargs: Any,
     ) -> None:
-        check_integers(n_references=(n_references, 1), n_neighbors=(n_neighbors, 1))
         if n_neighbors > n_references:
             raise ValueError(f"n_neighbors must be at most n_references = {n_references}, got {n_neighbors}.")
         super().__init__(observation_space, action_space, **kwargs)

@@ -12,13 +12,22 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.utils import get_device
 from torch import nn
 
+from sb3_exdm.common.resources import resolve_device
 from sb3_exdm.common.running_moments import LARGEST, RunningMoments, Whitening
-from sb3_exdm.common.serialization import ArtifactError, load_tree, save_tree, space_from_json, space_to_json
+from sb3_exdm.common.serialization import (
+    ArtifactError,
+    check_weights,
+    load_tree,
+    parse_json,
+    read_from,
+    save_tree,
+    space_from_json,
+    space_to_json,
+)
 from sb3_exdm.common.spaces import SpaceEncoder
-from sb3_exdm.common.validation import check_kwargs
+from sb3_exdm.common.validation import BatchSize, Seed, check_kwargs, shown
 
 SelfReward = TypeVar("SelfReward", bound="FittedReward")
 
@@ -163,7 +172,10 @@ class FittedReward(nn.Module, ABC):
         def recording_constructor(self: FittedReward, *args: Any, **kwargs: Any) -> None:
             # The outermost constructor is called first, and its arguments are the ones to save.
             if "_constructor_kwargs" not in self.__dict__:
-                self._constructor_kwargs = _settings(signature.bind(self, *args, **kwargs))
+                bound = signature.bind(self, *args, **kwargs)
+                check_kwargs(type(self), _settings(bound))
+                bound.apply_defaults()
+                self._constructor_kwargs = _settings(bound)
             constructor(self, *args, **kwargs)
 
         cls.__init__ = recording_constructor  # type: ignore[method-assign]
@@ -173,20 +185,18 @@ class FittedReward(nn.Module, ABC):
         observation_space: spaces.Space,
         action_space: spaces.Space | None = None,
         *,
-        batch_size: int = 256,
-        seed: int | None = None,
+        batch_size: BatchSize = 256,
+        seed: Seed | None = None,
         device: th.device | str = "auto",
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if self.needs_actions and action_space is None:
             raise ValueError(f"The reward {self.name!r} depends on actions: pass action_space.")
         self.observation_space = observation_space
         self.action_space = action_space
         self.batch_size = batch_size
         self.seed = secrets.randbits(32) if seed is None else int(seed)
-        self.device = get_device(device)
+        self.device = resolve_device(device)
         self._encode_observations = SpaceEncoder(observation_space)
         self.observation_dim = self._encode_observations.dim
         self.whitening = Whitening(self.observation_dim, device=self.device)
@@ -357,7 +367,7 @@ class FittedReward(nn.Module, ABC):
         :param device: PyTorch device
         :return: the model, which continues exactly where the saved one stopped
         """
-        return cls.from_tree(load_tree(path, kind=FILE_KIND), device)
+        return cls.from_tree(load_tree(path, kind=FILE_KIND), device, path)
 
     def to_tree(self) -> dict[str, Any]:
         """Return the content of the file that :meth:`save` writes."""
@@ -375,31 +385,46 @@ class FittedReward(nn.Module, ABC):
         }
 
     @classmethod
-    def from_tree(cls: type[SelfReward], tree: dict[str, Any], device: th.device | str = "auto") -> SelfReward:
-        """Build a model from what :meth:`to_tree` returned."""
-        header = json.loads(tree["header"])
-        if header["reward"] != cls.name:
-            raise ArtifactError(f"The file holds the reward {header['reward']!r}, not {cls.name!r}; use sb3_exdm.load_reward.")
-        action_space = None if header["action_space"] is None else space_from_json(header["action_space"])
-        try:
-            check_kwargs(cls, header["kwargs"], "The file of the reward")
-        except ValueError as error:
-            raise ArtifactError(f"The file was written by another version of {cls.__qualname__}: {error}") from None
-        model = cls(space_from_json(header["observation_space"]), action_space, device=device, **header["kwargs"])
-        try:
-            model.load_state_dict(tree["weights"])
-        except RuntimeError as error:
-            raise ArtifactError(f"The file was written by another version of {cls.__qualname__}: {error}") from None
-        saved = tree["generator"].cpu()
-        if len(saved) == len(model.generator.get_state()):  # not if it was saved on another kind of device
-            model.generator.set_state(saved)
-        model._load_extra_state(tree["extra"])
+    def from_tree(
+        cls: type[SelfReward], tree: dict[str, Any], device: th.device | str = "auto", path: str | Path = "The file"
+    ) -> SelfReward:
+        """
+        Build a model from what :meth:`to_tree` returned.
+
+        :param tree: content of a file
+        :param device: PyTorch device
+        :param path: the file, for error messages
+        :raises ArtifactError: if the content cannot be used
+        """
+        device = resolve_device(device)
+        with read_from(path):
+            header = parse_json(tree["header"])
+            if header["reward"] != cls.name:
+                raise ArtifactError(
+                    f"{path} holds the reward {shown(header['reward'])}, not {cls.name!r}; use sb3_exdm.load_reward."
+                )
+            kwargs = header["kwargs"]
+            try:
+                check_kwargs(cls, kwargs, "its header")
+            except ValueError as error:
+                raise ArtifactError(f"{path} was written by another version of {cls.__qualname__}: {error}") from None
+            check_weights(tree["weights"], kwargs.get("net_arch"), path)
+            action_space = None if header["action_space"] is None else space_from_json(header["action_space"])
+            model = cls(space_from_json(header["observation_space"]), action_space, device=device, **kwargs)
+            try:
+                model.load_state_dict(tree["weights"])
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise ArtifactError(f"{path} was written by another version of {cls.__qualname__}: {reason}") from None
+            saved = tree["generator"].cpu()
+            if len(saved) == len(model.generator.get_state()):  # not if it was saved on another kind of device
+                model.generator.set_state(saved)
+            model._load_extra_state(tree["extra"])
         return model
 
 
 def _settings(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """Arguments of a constructor but for spaces and device, with defaults."""
-    bound.apply_defaults()
+    """Arguments of a constructor but for spaces and device."""
     parameters = bound.signature.parameters
     left_out = {"self", "observation_space", "action_space", "device"}
     left_out |= {

@@ -1,13 +1,13 @@
 """Count-based bonus: an upper reference for learned rewards in few dimensions."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_exdm.common.validation import check_choice
+from sb3_exdm.common.validation import Between, check_choice
 from sb3_exdm.rewards.base import FittedReward
 from sb3_exdm.rewards.registry import register_reward
 
@@ -43,18 +43,14 @@ class CountReward(FittedReward):
         observation_space: spaces.Space,
         action_space: spaces.Space | None = None,
         *,
-        bin_width: float = 0.02,
+        bin_width: Annotated[float, Between(0.0, 1.0, open_low=True)] = 0.02,
         bonus: Literal["log", "inverse_sqrt"] = "log",
-        forgetting: float = 1e-3,
-        n_slots: int = 2**17,
+        forgetting: Annotated[float, Between(0.0, 1.0, open_high=True)] = 1e-3,
+        n_slots: Annotated[int, Between(2, 2**28)] = 2**17,
         **kwargs: Any,
     ) -> None:
-        if not 0.0 < bin_width <= 1.0:
-            raise ValueError(f"bin_width is a share of the range and must be in (0, 1], got {bin_width}.")
         check_choice("bonus", bonus, ("log", "inverse_sqrt"))
-        if not 0.0 <= forgetting < 1.0:
-            raise ValueError(f"forgetting must be in [0, 1), got {forgetting}.")
-        if n_slots < 2 or n_slots & (n_slots - 1):
+        if n_slots & (n_slots - 1):
             raise ValueError(f"n_slots must be a power of two, got {n_slots}.")
         super().__init__(observation_space, action_space, **kwargs)
         self.bin_width = bin_width

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch as th
@@ -10,7 +10,8 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_exdm.common.running_moments import RunningMoments
-from sb3_exdm.common.validation import check_integers
+from sb3_exdm.common.serialization import load_optimizer
+from sb3_exdm.common.validation import Between, LearningRate, NetArch
 from sb3_exdm.diffusion import VPSchedule, denoising_error
 from sb3_exdm.diffusion.networks import FourierFeatures, ResidualBlock
 from sb3_exdm.rewards.base import FittedReward
@@ -188,16 +189,13 @@ class PaperScoreReward(FittedReward):
         observation_space: spaces.Space,
         action_space: spaces.Space | None = None,
         *,
-        n_draws: int = 20,
-        net_arch: Sequence[int] = (256, 256, 256),
+        n_draws: Annotated[int, Between(1, 100_000)] = 20,
+        net_arch: NetArch = (256, 256, 256),
         residual: bool = True,
-        dropout: float = 0.1,
-        learning_rate: float = 1e-4,
+        dropout: Annotated[float, Between(0.0, 1.0, open_high=True)] = 0.1,
+        learning_rate: LearningRate = 1e-4,
         **kwargs: Any,
     ) -> None:
-        check_integers(n_draws=(n_draws, 1))
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and less than 1, got {dropout}.")
         super().__init__(observation_space, action_space, **kwargs)
         self.score_moments = RunningMoments(1, min_weight=0.0, std_floor=1e-8, device=self.device)  # never forgets
         self.n_draws = n_draws
@@ -262,7 +260,7 @@ class PaperScoreReward(FittedReward):
         return {"optimizer": self.optimizer.state_dict()}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 # In the signed 64-bit arithmetic of PyTorch, which wraps around.

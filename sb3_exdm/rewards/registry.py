@@ -1,7 +1,6 @@
 """Intrinsic rewards by name."""
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_exdm.common.registry import Registry
-from sb3_exdm.common.serialization import ArtifactError, load_tree
+from sb3_exdm.common.serialization import ArtifactError, load_tree, parse_json, read_from
 from sb3_exdm.common.validation import check_kwargs, did_you_mean
 from sb3_exdm.rewards.base import FILE_KIND, FittedReward, IntrinsicReward
 
@@ -96,7 +95,8 @@ def load_reward(path: str | Path, device: th.device | str = "auto") -> FittedRew
 
 def reward_from_tree(tree: dict[str, Any], path: str | Path, device: th.device | str = "auto") -> FittedReward:
     """Build a reward from the content of a file ``path``, see :func:`load_reward`."""
-    name = json.loads(tree["header"])["reward"]
+    with read_from(path):
+        name = str(parse_json(tree["header"])["reward"])
     if name not in REWARDS:
         raise ArtifactError(
             f"{path} holds the reward {name!r}, which is not registered{did_you_mean(name, REWARDS)}: import the module that "
@@ -107,4 +107,4 @@ def reward_from_tree(tree: dict[str, Any], path: str | Path, device: th.device |
         raise ArtifactError(
             f"{path} holds the reward {name!r}, which is registered as a function: register its class instead."
         )
-    return reward_class.from_tree(tree, device)
+    return reward_class.from_tree(tree, device, path)

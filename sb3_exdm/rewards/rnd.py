@@ -1,13 +1,15 @@
 """Random network distillation."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch as th
 from gymnasium import spaces
 from torch import nn
 
 from sb3_exdm.common.running_moments import RunningMoments
+from sb3_exdm.common.serialization import load_optimizer
+from sb3_exdm.common.validation import Between, LearningRate, NFrequencies, Positive, Widths
 from sb3_exdm.rewards.base import FittedReward
 from sb3_exdm.rewards.features import StateFeatures
 from sb3_exdm.rewards.registry import register_reward
@@ -42,15 +44,13 @@ class RNDReward(FittedReward):
         observation_space: spaces.Space,
         action_space: spaces.Space | None = None,
         *,
-        net_arch: Sequence[int] = (128,),
-        embedding_dim: int = 64,
-        clip_obs: float = 5.0,
-        n_frequencies: int | None = None,
-        learning_rate: float | None = None,
+        net_arch: Annotated[Sequence[int], Widths()] = (128,),
+        embedding_dim: Annotated[int, Between(1, 65_536)] = 64,
+        clip_obs: Positive = 5.0,
+        n_frequencies: NFrequencies | None = None,
+        learning_rate: LearningRate | None = None,
         **kwargs: Any,
     ) -> None:
-        if embedding_dim < 1 or not clip_obs > 0.0:
-            raise ValueError(f"Need embedding_dim >= 1 and clip_obs > 0, got {embedding_dim} and {clip_obs}.")
         super().__init__(observation_space, action_space, **kwargs)
         # The error falls by orders of magnitude: a short memory follows its scale.
         self.score_moments = RunningMoments(1, min_weight=0.1, std_floor=1e-8, device=self.device)
@@ -93,4 +93,4 @@ class RNDReward(FittedReward):
         return {"optimizer": self.optimizer.state_dict()}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])

@@ -2,13 +2,12 @@
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch as th
 from gymnasium import spaces
 
-from sb3_exdm.common.validation import check_choice
+from sb3_exdm.common.validation import Between, LearningRate, NetArch, NFrequencies, check_choice
 from sb3_exdm.diffusion import DiffusionModel
 from sb3_exdm.rewards.base import FittedReward
 from sb3_exdm.rewards.corrected_error import CorrectedDenoisingError
@@ -94,17 +93,17 @@ class ScoreModel(FittedReward):
         action_space: spaces.Space | None = None,
         *,
         kind: Literal["state", "action"] = "state",
-        n_levels: int | None = None,
-        n_noises: int | None = None,
-        net_arch: Sequence[int] | None = None,
-        n_frequencies: int | None = None,
-        learning_rate: float | None = None,
-        ema_rate: float = 0.99,
+        n_levels: Annotated[int, Between(1, 1024)] | None = None,
+        n_noises: Annotated[int, Between(2, 1024)] | None = None,
+        net_arch: NetArch | None = None,
+        n_frequencies: NFrequencies | None = None,
+        learning_rate: LearningRate | None = None,
+        ema_rate: Annotated[float, Between(0.0, 1.0, open_high=True)] = 0.99,
         **kwargs: Any,
     ) -> None:
         check_choice("kind", kind, ("state", "action"))
-        if (n_levels is not None and n_levels < 1) or (n_noises is not None and (n_noises < 2 or n_noises % 2)):
-            raise ValueError(f"n_levels must be at least 1 and n_noises even and at least 2, got {n_levels} and {n_noises}.")
+        if n_noises is not None and n_noises % 2:
+            raise ValueError(f"n_noises must be even, got {n_noises}.")
         self.needs_actions = kind == "action"
         super().__init__(observation_space, action_space, **kwargs)
         self.kind = kind

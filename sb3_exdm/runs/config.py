@@ -10,12 +10,22 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from sb3_exdm.common.validation import check_choice, describe_type, did_you_mean, is_instance
+from sb3_exdm.common.serialization import parse_json
+from sb3_exdm.common.validation import (
+    BatchSize,
+    Between,
+    Seed,
+    Updates,
+    check_choice,
+    check_value,
+    did_you_mean,
+    metadata,
+)
 from sb3_exdm.finetuning.callback import WARM_UPS
 from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.policies.diffusion_policy import STARTS
@@ -26,32 +36,36 @@ from sb3_exdm.runs.hyperparams import ALGORITHMS, PROFILES, to_plain
 SelfConfig = TypeVar("SelfConfig", bound="Config")
 
 
-@dataclass(frozen=True)
-class AtLeast:
-    """
-    Lower bound of a number, as metadata of its type.
-
-    :param smallest: smallest allowed value
-    """
-
-    smallest: float
-
-
 @dataclass(frozen=True, eq=False)  # compared by identity, as a registry has no hash
 class OneOf:
     """
-    Allowed names, as metadata of a type.
+    Constraint on names.
 
     :param known: names, or a registry of them
     """
 
     known: Collection[str]
 
+    def check(self, name: str, value: Any) -> None:
+        """
+        Refuse unknown names.
+
+        :param name: how the error message calls the kind of name
+        :param value: name; None in an optional setting
+        :raises ValueError: with the nearest known name
+        """
+        if value is not None:
+            check_choice(name, value, self.known)
+
+
+class Registered(OneOf):
+    """Constraint on names in a registry, to which the program of a user may add more."""
+
 
 def _parse_json(words: list[str]) -> dict[str, Any]:
     try:
-        value = json.loads(words[0])
-    except json.JSONDecodeError as error:
+        value = parse_json(words[0])
+    except ValueError as error:
         raise ValueError(f"expected JSON such as '{{\"key\": 1}}': {error}") from None
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object such as '{\"key\": 1}'")
@@ -69,8 +83,11 @@ PlainDict = Annotated[dict[str, Any], _JSON]
 """Keyword arguments as plain data; a JSON object on the command line."""
 
 
-Count = Annotated[int, AtLeast(0), arg(metavar="N")]
-Positive = Annotated[int, AtLeast(1), arg(metavar="N")]
+Count = Annotated[int, Between(0, 10**12), arg(metavar="N")]
+Positive = Annotated[int, Between(1, 10**12), arg(metavar="N")]
+NUpdates = Annotated[Updates, arg(metavar="N")]
+SeedNumber = Annotated[Seed, arg(metavar="N")]
+Episodes = Annotated[int, Between(1, 10**6)]
 
 
 def _shown(default: str, metavar: str = "N") -> Any:
@@ -100,7 +117,7 @@ class Config:
                 raise ValueError(f"There is no setting {name!r}{did_you_mean(name, known)}; choose among {', '.join(known)}.")
         for name, hint in get_type_hints(cls, include_extras=True).items():
             value = settings.get(name)
-            if isinstance(value, str) and ":" in value and any(isinstance(entry, OneOf) for entry in _metadata(hint)):
+            if isinstance(value, str) and ":" in value and any(isinstance(entry, OneOf) for entry in metadata(hint)):
                 module, _, settings[name] = value.rpartition(":")
                 import_user_module(module)
         config = cls(**to_plain(settings))
@@ -115,15 +132,19 @@ class Config:
         :raises ValueError: naming the first field that is wrong
         """
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            if not is_instance(value, hint):
-                raise ValueError(f"{name} must be {describe_type(hint)}, got {value!r}.")
-            for bound in _metadata(hint):
-                if isinstance(bound, AtLeast) and value is not None and value < bound.smallest:
-                    kind = "an integer" if isinstance(bound.smallest, int) else "a number"
-                    raise ValueError(f"{name} must be {kind} of at least {bound.smallest}, got {value!r}.")
-                if isinstance(bound, OneOf) and value is not None:
-                    check_choice(name, value, bound.known)
+            check_value(name, getattr(self, name), hint)
+
+    @classmethod
+    def check_content(cls, content: Mapping[str, Any]) -> None:
+        """
+        Check types and ranges in a stored configuration. A name may be one that only the program that wrote it has registered.
+
+        :param content: contents of ``config.json``; keys that are not fields are not checked
+        :raises ValueError: naming the first field that is wrong
+        """
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            if name in content:
+                check_value(name, content[name], hint, ignore=Registered)
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -175,6 +196,10 @@ class Config:
         return [name for name, value in self.to_dict().items() if content.get(name) != value]
 
 
+MAX_SEEDS = 1000
+"""Most seeds of a sweep."""
+
+
 def parse_seeds(words: list[str]) -> tuple[int, ...]:
     """
     Parse seeds from the command line.
@@ -186,11 +211,14 @@ def parse_seeds(words: list[str]) -> tuple[int, ...]:
     if match is None:
         raise ValueError("expected a number of seeds, such as 5 for 0 to 4, or a range such as 10-14")
     first, last = match.groups()
-    return tuple(range(int(first)) if last is None else range(int(first), int(last) + 1))
+    seeds = range(int(first)) if last is None else range(int(first), int(last) + 1)
+    if seeds.stop - seeds.start > MAX_SEEDS:
+        raise ValueError(f"expected at most {MAX_SEEDS} seeds")
+    return tuple(seeds)
 
 
 Seeds = Annotated[
-    tuple[int, ...],
+    tuple[Seed, ...],
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="N|A-B",
@@ -202,14 +230,6 @@ Seeds = Annotated[
 """Seeds; on the command line their number, or the first and the last."""
 
 
-def _metadata(hint: Any) -> tuple[Any, ...]:
-    """Metadata of ``Annotated`` in a type, at any depth of a union."""
-    found: tuple[Any, ...] = getattr(hint, "__metadata__", ())
-    for part in get_args(hint):
-        found += _metadata(part)
-    return found
-
-
 @dataclass(kw_only=True)
 class TrainingConfig(Config):
     """Settings that pre-training and fine-tuning share."""
@@ -218,9 +238,9 @@ class TrainingConfig(Config):
     """Id of a Gymnasium environment, e.g. Maze2d-SquareLarge-v0 or Pendulum-v1. "module:ID" imports the module first."""
     total_timesteps: Annotated[Positive, arg(name="steps")] = 20_000
     """Environment steps, over all environments together."""
-    seed: Count = 0
+    seed: SeedNumber = 0
     """Seed of everything."""
-    n_envs: Positive = 8
+    n_envs: Annotated[int, Between(1, 10_000), arg(metavar="N")] = 8
     """Number of environments stepped together."""
     vec_env: Annotated[str, OneOf(VEC_ENVS), arg(metavar=_names(VEC_ENVS))] = "auto"
     """Stepping of environments: the fastest way in one process, one after another (dummy), or in a process each (subproc)."""
@@ -230,7 +250,7 @@ class TrainingConfig(Config):
     """Named set of default hyper-parameters."""
     algo_kwargs: PlainDict = field(default_factory=dict)
     """Changes to the hyper-parameters of the algorithm, merged deeply, e.g. '{"learning_rate": 0.001}'."""
-    action_noise: Annotated[float | None, AtLeast(0.0), _shown("0.5 to explore, 0.1 to fine-tune", "X")] = None
+    action_noise: Annotated[float | None, Between(0.0, 10.0), _shown("0.5 to explore, 0.1 to fine-tune", "X")] = None
     """Standard deviation of the Gaussian noise that td3 and ddpg add to actions in [-1, 1]."""
 
 
@@ -244,16 +264,18 @@ class PretrainConfig(TrainingConfig):
     """Environment steps, over all environments together."""
     algo: Annotated[str, OneOf(ALGORITHMS), arg(metavar=_names(ALGORITHMS))] = "sac"
     """Reinforcement learning algorithm; ppo where actions are not continuous."""
-    reward: Annotated[str, OneOf(REWARDS), arg(metavar=_names(REWARDS))] = "score"
+    reward: Annotated[str, Registered(REWARDS), arg(metavar=_names(REWARDS))] = "score"
     """Intrinsic reward: ExDM's denoising error (score), EDP's (edp), or one to compare with. "module:NAME" imports the module
     that registers it first."""
     reward_kwargs: PlainDict = field(default_factory=dict)
     """Arguments of the reward, e.g. '{"n_levels": 2}'."""
     coverage_dims: Annotated[tuple[int, ...] | None, _shown("those of the robot, or 0 1", "D [D ...]")] = None
     """Dimensions of the observation whose visited bins are counted, where the environment is not a maze."""
-    bin_width: Annotated[float | None, AtLeast(0.0), _shown("0.2 standard deviations of the first observations", "X")] = None
+    bin_width: Annotated[
+        float | None, Between(0.0, 1e9, open_low=True), _shown("0.2 standard deviations of the first observations", "X")
+    ] = None
     """Width of these bins. Numbers of visited bins can be compared only between runs with the same width."""
-    policy_steps: Count = 3000
+    policy_steps: NUpdates = 3000
     """Gradient steps that fit a diffusion policy to the explored transitions, 0 for no such policy."""
     checkpoint_freq: Count = 25_000
     """Steps between two checkpoints in the run folder, 0 for none."""
@@ -278,27 +300,27 @@ class FinetuneConfig(TrainingConfig):
         None
     )
     """Pre-trained policies that collect transitions before the first update: each in half of the environments, or one."""
-    correlation: Annotated[float, AtLeast(0.0)] = 0.6
+    correlation: Annotated[float, Between(0.0, 1.0, open_high=True)] = 0.6
     """Correlation of the noise of the pre-trained policies from one step to the next, below 1."""
     algo: Annotated[str | None, OneOf(ALGORITHMS), _shown("that of the pre-training, or sac", _names(ALGORITHMS))] = None
     """Reinforcement learning algorithm."""
-    operator: Annotated[str | None, OneOf(OPERATORS), _shown("select", _names(OPERATORS))] = None
+    operator: Annotated[str | None, Registered(OPERATORS), _shown("select", _names(OPERATORS))] = None
     """Policy improvement operator of the diffusion policy. "module:NAME" imports the module that registers it first."""
     operator_kwargs: PlainDict = field(default_factory=dict)
     """Arguments of the operator, e.g. '{"ent_coef": 0.02}'."""
     reuse_data: bool = False
     """Relabel the transitions of the pre-training with the task reward, and learn from them too."""
-    offline_updates: Count = 5000
+    offline_updates: NUpdates = 5000
     """Updates on relabeled transitions before the first step."""
-    critic_updates: Annotated[Count | None, _shown("2000, or 0 in profile low_dim and from scratch")] = None
+    critic_updates: Annotated[Updates | None, _shown("2000, or 0 in profile low_dim and from scratch")] = None
     """Updates of the critic alone when learning begins, so that a new critic does not mislead a pre-trained policy."""
-    kl_steps: Annotated[Count | None, _shown("16000, or 0 in profile low_dim, from scratch and for ppo")] = None
+    kl_steps: Annotated[Updates | None, _shown("16000, or 0 in profile low_dim, from scratch and for ppo")] = None
     """Steps over which the KL regularization of a pre-trained Gaussian policy is annealed to zero."""
-    distill_steps: Count = 4000
+    distill_steps: NUpdates = 4000
     """Gradient steps that distill the fine-tuned policy into a single diffusion policy, policy.safetensors; 0 for none."""
     eval_freq: Positive = 2500
     """Steps between two evaluations; one is made before the first step and one at the end."""
-    n_eval_episodes: Annotated[Positive | None, _shown("50, or 10 if episodes are long")] = None
+    n_eval_episodes: Annotated[Episodes | None, _shown("50, or 10 if episodes are long")] = None
     """Episodes of an evaluation."""
     video: bool = False
     """Record an episode at the end: video.mp4 in the run folder."""
@@ -308,11 +330,11 @@ class FinetuneConfig(TrainingConfig):
 class CloneConfig(Config):
     """Settings of sb3_exdm.clone."""
 
-    gradient_steps: Annotated[Positive, arg(name="steps")] = 3000
+    gradient_steps: Annotated[int, Between(1, 10**9), arg(name="steps", metavar="N")] = 3000
     """Gradient steps."""
-    batch_size: Positive = 512
+    batch_size: Annotated[BatchSize, arg(metavar="N")] = 512
     """Transitions of a minibatch."""
-    seed: Count = 0
+    seed: SeedNumber = 0
     """Seed of everything."""
     policy_kwargs: PlainDict = field(default_factory=dict)
     """Arguments of the policy, e.g. '{"net_arch": [256, 256], "n_sampling_steps": 10}'."""
@@ -322,9 +344,9 @@ class CloneConfig(Config):
 class EvaluateConfig(Config):
     """Settings of sb3_exdm.evaluate."""
 
-    n_episodes: Annotated[Positive | None, arg(name="episodes"), _shown("50, or 10 if they are long")] = None
+    n_episodes: Annotated[Episodes | None, arg(name="episodes"), _shown("50, or 10 if they are long")] = None
     """Number of episodes."""
-    seed: Count = 0
+    seed: SeedNumber = 0
     """Seed of the environments."""
     deterministic: bool = True
     """Act deterministically, rather than sample actions."""

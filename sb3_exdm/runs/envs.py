@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
@@ -18,8 +19,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_exdm.common.env_wrappers import CopyObservation, PolicyObservation, policy_space
 from sb3_exdm.common.registry import Registry
+from sb3_exdm.common.resources import check_memory
 from sb3_exdm.common.spaces import is_bounded_vector
-from sb3_exdm.common.validation import did_you_mean
+from sb3_exdm.common.validation import did_you_mean, shown
 from sb3_exdm.envs import Maze2dSB3VecEnv, SB3VecEnv
 from sb3_exdm.envs.urlb import TASKS, VECTORIZED_DOMAINS
 from sb3_exdm.metrics import StateCoverage
@@ -30,6 +32,11 @@ VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv] | None] = {
     "subproc": SubprocVecEnv,
 }
 """Ways to step several environments: the fastest in one process, one after another, or each in a process of its own."""
+
+MAX_ID = 100
+"""Most characters in the id of an environment, part of the name of its run folder."""
+PROCESS_BYTES = 100 * 2**20
+"""Memory of a process with an environment, at least: the interpreter and PyTorch."""
 
 EnvLike = str | EnvSpec | type[gym.Env] | Callable[..., gym.Env]
 """Environments that recipes accept."""
@@ -174,6 +181,8 @@ class EnvSource:
         if isinstance(env, EnvSpec):
             return cls(env.id) if gym.registry.get(env.id) == env else cls(env.id, lambda **kwargs: gym.make(env, **kwargs))
         if isinstance(env, str):
+            if not env or len(env) > MAX_ID:
+                raise ValueError(f"An id of an environment has 1 to {MAX_ID} characters, got {shown(env)}.")
             module, _, env_id = env.rpartition(":")
             if module:
                 import_user_module(module)
@@ -227,6 +236,8 @@ class EnvSource:
         """
         env_kwargs = env_kwargs or {}
         factory = self.factory
+        if vec_env == "subproc":
+            check_memory(n_envs * PROCESS_BYTES, f"A process for each of {n_envs:,} environments", "lower n_envs")
         self.spec()  # fails early and briefly
         try:
             if self.make is None and vec_env == "auto":
@@ -244,8 +255,30 @@ class EnvSource:
                 wrapper_class=partial(_for_stable_baselines, wrapper=factory.wrapper()),
                 vec_env_cls=VEC_ENVS[vec_env],
             )
-        except (gym.error.Error, ImportError) as error:
-            raise ValueError(f"Cannot make the environment {self.id!r}: {error}") from error
+        except MemoryError:
+            raise ValueError(f"There is no memory for {n_envs:,} environments {self.id!r}; lower n_envs.") from None
+        except Exception as error:  # the code of an environment raises anything for arguments that it does not expect
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"Cannot make the environment {self.id!r}: {reason}") from error
+
+    def check_kwargs(self, env_kwargs: dict[str, Any]) -> None:
+        """
+        Take a step in an environment of its own, since wrong arguments may show only then, when files of a run are written.
+
+        :param env_kwargs: arguments of the environment; nothing is done without
+        :raises ValueError: if the environment cannot be made or stepped
+        """
+        if not env_kwargs:
+            return
+        env = self.make_vec(1, 0, env_kwargs)
+        try:
+            env.reset()
+            env.step(np.array([env.action_space.sample()]))
+        except Exception as error:  # as in make_vec
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"Cannot step the environment {self.id!r} with {shown(env_kwargs)}: {reason}") from error
+        finally:
+            env.close()
 
 
 def _for_stable_baselines(env: gym.Env, wrapper: type[gym.Wrapper] | None) -> gym.Env:

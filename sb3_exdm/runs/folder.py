@@ -15,13 +15,15 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_exdm.common.resources import check_memory
 from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError, atomic_path, read_json, write_json
+from sb3_exdm.common.validation import check_value, shown
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
 from sb3_exdm.rewards.registry import load_reward
-from sb3_exdm.runs.agent_io import load_agent, observation_moments, save_agent
+from sb3_exdm.runs.agent_io import CONFIG, load_agent, observation_moments, save_agent
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
-CONFIG = "config.json"
 SUMMARY = "summary.json"
 PROGRESS = "progress.csv"
 MODEL = "model.safetensors"
@@ -31,10 +33,19 @@ VIDEO = "video.mp4"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 
+_CONFIGS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 _REQUIRED = {
     "pretrain": ("env_id", "algo", "reward", "seed"),
     "finetune": ("env_id", "algo", "policy", "operator", "pretrained", "reuse_data", "seed"),
 }
+_FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("timesteps", "pretrained_timesteps", "n_episodes", "n_updates"), int | None),
+    **dict.fromkeys(("seconds", "total_seconds", "steps_per_second", "coverage", "coverage_of_ceiling"), float | None),
+    **dict.fromkeys(("mean_reward", "std_reward", "mean_length", "success_rate", "normalized_score"), float | None),
+    **dict.fromkeys(("expert_return", "peak_memory_mb"), float | None),
+    "pretrained_reward": str | None,
+}
+"""Types of figures in a summary."""
 
 
 class RunInterrupted(RuntimeError):
@@ -163,11 +174,20 @@ class RunFolder:
                 raise ArtifactError(f"The run folder {self.path} does not exist.")
             raise ArtifactError(f"{self.path} is not a run folder: it has no {CONFIG}.")
         config = read_json(self.path / CONFIG)
-        if config.get("command") not in _REQUIRED:
+        if not isinstance(config.get("command"), str) or config["command"] not in _REQUIRED:
             raise ArtifactError(f"{self.path / CONFIG} names no command of exdm; it may be damaged.")
         missing = [key for key in _REQUIRED[config["command"]] if key not in config]
         if missing:
             raise ArtifactError(f"{self.path / CONFIG} lacks {', '.join(missing)}; it may be damaged.")
+        try:
+            _CONFIGS[config["command"]].check_content(config)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path / CONFIG} cannot be used: {error} It may be damaged.") from None
+        if not isinstance(config["env_id"], str) or ":" in config["env_id"]:
+            # A run folder must not execute anything, but Gymnasium would import the module in "module:ID".
+            raise ArtifactError(
+                f"{self.path / CONFIG} names no environment, but {shown(config['env_id'])}; it may be damaged."
+            )
         return config
 
     @property
@@ -180,7 +200,13 @@ class RunFolder:
         _ = self.config
         if not self.is_complete():
             raise ArtifactError(f"The run in {self.path} was interrupted: it has no {SUMMARY}. Run it again.")
-        return read_json(self.path / SUMMARY)
+        summary = read_json(self.path / SUMMARY)
+        try:
+            for name, hint in _FIGURES.items():
+                check_value(name, summary.get(name), hint)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path / SUMMARY} cannot be used: {error} It may be damaged.") from None
+        return summary
 
     def record(self) -> RunRecord:
         """
@@ -230,11 +256,21 @@ class RunFolder:
         path = self.path / TRANSITIONS
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+                size = sum(entry.file_size for entry in file.zip.infolist())
+                check_memory(size, "What it holds", "it may be damaged")
+                transitions = {key: file[key] for key in file.files}
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist.") from None
         except Exception as error:  # numpy and zipfile raise many kinds for a damaged archive
             raise ArtifactError(f"{path} cannot be read ({error}); it may be damaged.") from None
+        if missing := [key for key in ("observations", "actions") if key not in transitions]:
+            raise ArtifactError(f"{path} lacks {', '.join(missing)}; it may be damaged.")
+        shapes = [array.shape for array in transitions.values()]
+        if any(shape[:1] != shapes[0][:1] or not shape for shape in shapes):
+            raise ArtifactError(f"The arrays in {path} have different lengths; it may be damaged.")
+        if any(array.dtype.kind not in "biuf" for array in transitions.values()):
+            raise ArtifactError(f"{path} holds something else than numbers; it may be damaged.")
+        return transitions
 
     def checkpoints(self) -> list[int]:
         """Timesteps of the checkpoints, in increasing order."""

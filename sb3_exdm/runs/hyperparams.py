@@ -1,9 +1,10 @@
 """Hyper-parameters: named profiles, defaults of each algorithm, and merging of a user's changes."""
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch as th
@@ -13,13 +14,26 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_exdm.algorithms import FusedSAC
+from sb3_exdm.common.resources import available_memory, check_memory
 from sb3_exdm.common.spaces import check_action_start, is_low_dim
-from sb3_exdm.common.validation import check_kwargs
+from sb3_exdm.common.validation import (
+    BatchSize,
+    Between,
+    Fraction,
+    LearningRate,
+    NFrequencies,
+    NonNegative,
+    Positive,
+    Widths,
+    check_kwargs,
+    check_value,
+    shown,
+)
+from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
 from sb3_exdm.policies.features import FourierExtractor
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": FusedSAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
@@ -283,6 +297,81 @@ def _from_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 # Checks and models ----------------------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True)
+class EntropyCoefficient:
+    """Constraint on SAC's ``ent_coef``: a number, ``"auto"``, or ``"auto_X"`` with the initial value X."""
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Refuse anything else.
+
+        :param name: how the error message calls the value
+        :param value: number or text
+        :raises ValueError: with what is allowed
+        """
+        if isinstance(value, str) and value != "auto":
+            try:
+                initial = float(value.removeprefix("auto_"))
+                check_value(name, initial, Positive)
+            except ValueError:
+                raise ValueError(f'{name} must be a number, "auto", or "auto_X" with X > 0, got {shown(value)}.') from None
+        NON_NEGATIVE.check(name, value)
+
+
+@dataclass(frozen=True)
+class TrainFrequency:
+    """Constraint on ``train_freq``: a number of steps, or a pair such as ``(1, "episode")``."""
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Refuse anything else.
+
+        :param name: how the error message calls the value
+        :param value: number or pair
+        :raises ValueError: with what is allowed
+        """
+        number, unit = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, "step")
+        check_value(name, number, Annotated[int, Between(1, 10**6)])
+        check_value(name, unit, Literal["step", "episode"])
+
+
+NON_NEGATIVE = Between(0.0, 1e6)
+HYPERPARAMETERS: dict[str, Any] = {
+    "learning_rate": LearningRate,
+    "buffer_size": Annotated[int, Between(1, 10**9)],
+    "learning_starts": Annotated[int, Between(0, 10**12)],
+    "batch_size": BatchSize,
+    "tau": Fraction,
+    "gamma": Fraction,
+    "train_freq": Annotated[int | tuple[int, str], TrainFrequency()],
+    "gradient_steps": Annotated[int, Between(-1, 10**6)],
+    "n_steps": Annotated[int, Between(1, 10**6)],
+    "ent_coef": Annotated[str | float, EntropyCoefficient()],
+    "target_update_interval": Annotated[int, Between(1, 10**9)],
+    "target_entropy": Annotated[float, Between(-1e6, 1e6)] | Literal["auto"],
+    "sde_sample_freq": Annotated[int, Between(-1, 10**9)],
+    "stats_window_size": Annotated[int, Between(1, 10**6)],
+    "policy_delay": Annotated[int, Between(1, 10**6)],
+    "target_policy_noise": NonNegative,
+    "target_noise_clip": NonNegative,
+    "n_epochs": Annotated[int, Between(1, 10**5)],
+    "gae_lambda": Fraction,
+    "clip_range": Positive,
+    "clip_range_vf": Positive | None,
+    "vf_coef": NonNegative,
+    "max_grad_norm": Positive,
+    "target_kl": Positive | None,
+    "net_arch": Annotated[list[int] | dict[str, list[int]] | None, Widths()],
+    "n_critics": Annotated[int, Between(1, 64)],
+    "n_frequencies": NFrequencies,
+    "features_dim": Annotated[int, Between(1, 65_536)],
+    "log_std_init": Annotated[float, Between(-20.0, 20.0)],
+    "clip_mean": NonNegative,
+}
+"""Types and ranges of the arguments of algorithms and policies, which Stable-Baselines3 does not check, by name."""
+
+
 _SET_BY_RECIPES = ("env", "seed", "device", "verbose", "action_noise", "replay_buffer_class", "_init_setup_model")
 
 
@@ -295,12 +384,19 @@ def check_algo_kwargs(algo: str, algo_kwargs: Mapping[str, Any], policy: str) ->
     :param policy: name of its policy
     :raises ValueError: for an unknown argument, with the nearest one, or a value of the wrong type
     """
-    policy_kwargs = algo_kwargs.get("policy_kwargs")
-    check_kwargs(ALGORITHMS[algo], _from_plain(algo_kwargs), "algo_kwargs", ignore=_SET_BY_RECIPES)
-    if policy_kwargs:
-        ignore = ("observation_space", "action_space", "lr_schedule")
-        policy_class = ALGORITHMS[algo].policy_aliases[policy]
-        check_kwargs(policy_class, _from_plain(policy_kwargs), "algo_kwargs['policy_kwargs']", ignore=ignore)
+    settings = _from_plain(algo_kwargs)
+    check_kwargs(ALGORITHMS[algo], settings, "algo_kwargs", ignore=_SET_BY_RECIPES, hints=HYPERPARAMETERS)
+    policy_kwargs = settings.get("policy_kwargs") or {}
+    ignore = ("observation_space", "action_space", "lr_schedule")
+    policy_class = ALGORITHMS[algo].policy_aliases[policy]
+    hints = {} if issubclass(policy_class, DiffusionPolicy) else HYPERPARAMETERS
+    check_kwargs(policy_class, policy_kwargs, "algo_kwargs['policy_kwargs']", ignore=ignore, hints=hints)
+    where, extractor_kwargs = "features_extractor_kwargs", policy_kwargs.get("features_extractor_kwargs") or {}
+    if "features_extractor_class" in policy_kwargs:
+        extractor_class = policy_kwargs["features_extractor_class"]
+        check_kwargs(extractor_class, extractor_kwargs, where, ignore=("observation_space",))
+    for key, value in extractor_kwargs.items():
+        check_value(f"{where}[{key!r}]", value, HYPERPARAMETERS.get(key, Any))
 
 
 def check_action_space(algo: str, action_space: spaces.Space, env_id: str) -> None:
@@ -317,17 +413,51 @@ def check_action_space(algo: str, action_space: spaces.Space, env_id: str) -> No
     check_action_start(action_space)
 
 
-def check_device(device: str) -> None:
+def buffer_bytes(
+    hyperparams: Mapping[str, Any], observation_space: spaces.Space, action_space: spaces.Space, n_envs: int
+) -> int:
     """
-    Refuse a device that PyTorch does not know or that is not there.
+    Estimate the memory of the replay buffer, or of the rollout buffer, in bytes.
 
-    :param device: PyTorch device
-    :raises ValueError: if it cannot be used
+    :param hyperparams: constructor arguments of an algorithm
+    :param observation_space: observations of the environment
+    :param action_space: actions of the environment
+    :param n_envs: number of environments stepped together
     """
-    try:
-        th.empty(0, device=get_device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"Unknown device {device!r}, or one that is not there: {str(error).splitlines()[0]}") from None
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    observation = sum(math.prod(part.shape or (1,)) * (part.dtype or np.dtype(np.int64)).itemsize for part in parts)
+    action = math.prod(action_space.shape or (1,)) * 4
+    if "buffer_size" in hyperparams:
+        copies = 1 if hyperparams.get("optimize_memory_usage") else 2
+        return hyperparams["buffer_size"] * (copies * observation + action + 12)
+    return hyperparams.get("n_steps", 2048) * n_envs * (observation + action + 24)
+
+
+def check_buffer(
+    hyperparams: Mapping[str, Any], observation_space: spaces.Space, action_space: spaces.Space, n_envs: int
+) -> None:
+    """
+    Refuse a buffer that cannot fit in memory; the parameters are those of :func:`buffer_bytes`.
+
+    :raises ValueError: with the memory that it takes
+    """
+    name = "buffer_size" if "buffer_size" in hyperparams else "n_steps"
+    n_bytes = buffer_bytes(hyperparams, observation_space, action_space, n_envs)
+    check_memory(n_bytes, "The buffer of transitions", f"lower {name} in algo_kwargs, {hyperparams.get(name)}")
+
+
+def fitting_buffer_size(
+    hyperparams: Mapping[str, Any], observation_space: spaces.Space, action_space: spaces.Space, n_envs: int
+) -> int:
+    """
+    Return the largest size of a replay buffer that fits in memory; the parameters are those of :func:`buffer_bytes`.
+
+    :return: at most ``hyperparams["buffer_size"]``
+    """
+    size = hyperparams["buffer_size"]
+    available = available_memory()
+    n_bytes = buffer_bytes(hyperparams, observation_space, action_space, n_envs)
+    return size if available is None or n_bytes <= available else max(size * available // (2 * n_bytes), n_envs)
 
 
 def build_algorithm(
@@ -346,10 +476,16 @@ def build_algorithm(
     :param hyperparams: constructor arguments as plain data
     :param action_noise: standard deviation of Gaussian noise on actions in [-1, 1]
     :param kwargs: further constructor arguments
+    :raises ValueError: for arguments that the algorithm refuses, or a buffer that does not fit in memory
     """
     arguments = _from_plain(deepcopy(dict(hyperparams)))
+    if env is not None:
+        check_buffer(arguments, env.observation_space, env.action_space, env.num_envs)
     if action_noise and env is not None:
         sigma = np.full(env.action_space.shape or (), action_noise, dtype=np.float32)
         kwargs["action_noise"] = NormalActionNoise(mean=np.zeros_like(sigma), sigma=sigma)
     algo_class = ALGORITHMS[algo] if isinstance(algo, str) else algo
-    return algo_class(arguments.pop("policy"), env, **arguments, **kwargs)
+    try:
+        return algo_class(arguments.pop("policy"), env, **arguments, **kwargs)
+    except AssertionError as error:  # the way in which Stable-Baselines3 refuses arguments
+        raise ValueError(f"{algo_class.__name__} refuses its arguments: {error}") from error

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch as th
 
 from sb3_exdm.common.registry import Registry
-from sb3_exdm.common.validation import check_kwargs
+from sb3_exdm.common.validation import Fraction, LearningRate, check_kwargs
 from sb3_exdm.finetuning.critics import Batch
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy
 
@@ -77,7 +77,7 @@ class Operator:
     n_cached_actions: int = 0
     needs_next_cached_actions: bool = False
 
-    def __init__(self, policy: DiffusionPolicy, *, tau: float = 0.005, learning_rate: float = 1e-3) -> None:
+    def __init__(self, policy: DiffusionPolicy, *, tau: Fraction = 0.005, learning_rate: LearningRate = 1e-3) -> None:
         self.policy = policy
         self.tau = tau
         self.learning_rate = learning_rate

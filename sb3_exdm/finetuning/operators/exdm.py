@@ -1,14 +1,16 @@
 """ExDM: alternating updates of critic, energy guidance and score distillation."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch as th
 
-from sb3_exdm.common.validation import check_choice, check_integers
+from sb3_exdm.common.validation import Between, Expectile, Positive, check_choice
 from sb3_exdm.diffusion import EnergyModel
 from sb3_exdm.finetuning.critics import Batch, ExpectileValue, scaled_advantages, support_value
 from sb3_exdm.finetuning.operators.base import Operator, register_operator
 from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
+
+NCachedActions = Annotated[int, Between(2, 4096)]
 
 
 @register_operator("exdm")
@@ -33,14 +35,13 @@ class ExDM(Operator):
         policy: DiffusionPolicy,
         *,
         critic: str = "iql",
-        expectile: float = 0.7,
-        beta: float = 1.0 / 3.0,
-        n_cached_actions: int = 32,
+        expectile: Expectile = 0.7,
+        beta: Positive = 1.0 / 3.0,
+        n_cached_actions: NCachedActions = 32,
         **kwargs: Any,
     ) -> None:
         super().__init__(policy, **kwargs)
         check_choice("critic", critic, ("iql", "support"))
-        check_integers(n_cached_actions=(n_cached_actions, 2))
         self.beta = beta
         self.n_cached_actions = n_cached_actions
         self.value = ExpectileValue(policy, expectile, self.learning_rate) if critic == "iql" else None

@@ -1,10 +1,11 @@
 """Operators with the gradient of the critic in the action: DQL, QSM and DIPO."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch as th
 
+from sb3_exdm.common.validation import Between, NonNegative
 from sb3_exdm.finetuning.critics import Batch
 from sb3_exdm.finetuning.operators.base import Operator, register_operator
 from sb3_exdm.policies.diffusion_policy import DiffusionPolicy
@@ -46,7 +47,7 @@ class DQL(GradientOperator):
     :param kwargs: arguments of :class:`Operator`
     """
 
-    def __init__(self, policy: DiffusionPolicy, *, eta: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, policy: DiffusionPolicy, *, eta: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(policy, **kwargs)
         self.eta = eta
 
@@ -89,7 +90,7 @@ class QSM(GradientOperator):
     :param kwargs: arguments of :class:`Operator`
     """
 
-    def __init__(self, policy: DiffusionPolicy, *, scale: float = 10.0, **kwargs: Any) -> None:
+    def __init__(self, policy: DiffusionPolicy, *, scale: NonNegative = 10.0, **kwargs: Any) -> None:
         super().__init__(policy, **kwargs)
         self.scale = scale
         policy.actor.model.bound = 1.0
@@ -141,7 +142,14 @@ class DIPO(GradientOperator):
     :param kwargs: arguments of :class:`Operator`
     """
 
-    def __init__(self, policy: DiffusionPolicy, *, n_gradient_steps: int = 8, step_size: float = 0.05, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: DiffusionPolicy,
+        *,
+        n_gradient_steps: Annotated[int, Between(0, 1000)] = 8,
+        step_size: NonNegative = 0.05,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(policy, **kwargs)
         self.n_gradient_steps = n_gradient_steps
         self.step_size = step_size

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import torch as th
 
+from sb3_exdm.common.validation import Expectile
 from sb3_exdm.finetuning.critics import Batch, ExpectileValue
 from sb3_exdm.finetuning.operators.base import Operator, register_operator
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy
@@ -22,7 +23,7 @@ class IDQL(Operator):
 
     action_selection: ClassVar[ActionSelection] = ActionSelection(actor=0, behavior=16)
 
-    def __init__(self, policy: DiffusionPolicy, *, expectile: float = 0.7, **kwargs: Any) -> None:
+    def __init__(self, policy: DiffusionPolicy, *, expectile: Expectile = 0.7, **kwargs: Any) -> None:
         super().__init__(policy, **kwargs)
         self.value = ExpectileValue(policy, expectile, self.learning_rate)
         self.parts = {"value": self.value}

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import torch as th
 
+from sb3_exdm.common.validation import Positive
 from sb3_exdm.finetuning.critics import Batch, GaussianUpdate
 from sb3_exdm.finetuning.operators.base import Operator, register_operator
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy
@@ -27,7 +28,7 @@ class Select(Operator):
     has_kl: ClassVar[bool] = True
 
     def __init__(
-        self, policy: DiffusionPolicy, *, ent_coef: float = 0.01, target_entropy: float | None = None, **kwargs: Any
+        self, policy: DiffusionPolicy, *, ent_coef: Positive = 0.01, target_entropy: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(policy, **kwargs)
         self.gaussian = GaussianUpdate(policy, self.learning_rate, ent_coef, target_entropy)

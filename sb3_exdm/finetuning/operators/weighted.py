@@ -4,9 +4,10 @@ from typing import Any, ClassVar
 
 import torch as th
 
-from sb3_exdm.common.validation import check_integers
+from sb3_exdm.common.validation import Positive
 from sb3_exdm.finetuning.critics import Batch, scaled_advantages
 from sb3_exdm.finetuning.operators.base import register_operator
+from sb3_exdm.finetuning.operators.exdm import NCachedActions
 from sb3_exdm.finetuning.operators.idql import IDQL
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy
 
@@ -29,9 +30,10 @@ class Weighted(IDQL):
 
     action_selection: ClassVar[ActionSelection] = ActionSelection()
 
-    def __init__(self, policy: DiffusionPolicy, *, beta: float = 0.1, n_cached_actions: int = 32, **kwargs: Any) -> None:
+    def __init__(
+        self, policy: DiffusionPolicy, *, beta: Positive = 0.1, n_cached_actions: NCachedActions = 32, **kwargs: Any
+    ) -> None:
         super().__init__(policy, **kwargs)
-        check_integers(n_cached_actions=(n_cached_actions, 2))
         self.beta = beta
         self.n_cached_actions = n_cached_actions
 
