@@ -93,8 +93,8 @@ _CALLABLES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, f
 _CONSTANTS = (types.ModuleType, type, th.device, th.dtype, np.dtype, enum.Enum, PurePath, EnvSpec)
 _TRANSIENT = (tqdm, io.IOBase, Derived, th.distributions.Distribution)
 _PLAIN = (bool, int, float, str, type(None))
-_CALLBACK_VIEWS = ("locals", "globals")
-"""Attributes of callbacks that hold the variables of the training loop."""
+_CALLBACK_VIEWS = ("locals", "globals", "model", "parent")
+"""Attributes of callbacks that lead out of them, to the variables of the training loop and to the model."""
 _HEAP_TYPE = 1 << 9
 """Flag of classes that are written in Python."""
 _MISSING: Any = object()
@@ -129,6 +129,32 @@ def restore(root: Any, tree: Any, *, has_grown: bool = False) -> None:
     restorer.value(tree, root, "")
     for owner in restorer.owners:
         owner.recompute()
+
+
+def has_same_objects(tree: Any, other: Any) -> bool:
+    """
+    Tell whether a state can be restored into the objects of another one, of which none was built later.
+
+    :param tree: state to restore, from :func:`capture`
+    :param other: state of the objects to restore it into
+    """
+    return _objects(tree, "").items() <= _objects(other, "").items()
+
+
+def _objects(node: Any, path: str) -> dict[str, str]:
+    """Kinds of the objects of a state that cannot be built from it, by their place."""
+    if not isinstance(node, dict):
+        return {}
+    found = {path: node["type"]} if "type" in node else {}
+    for kind in ("generator", "state", "optimizer"):
+        found |= {path: kind} if kind in node else {}
+    for kind in ("object", "dict"):
+        for name, item in node.get(kind, ()):
+            found |= _objects(item, f"{path}.{name}")
+    for kind in ("list", "tuple"):
+        for i, item in enumerate(node.get(kind, ())):
+            found |= _objects(item, f"{path}.{i}")
+    return found
 
 
 class _Capture:

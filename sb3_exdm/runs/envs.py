@@ -244,6 +244,8 @@ class EnvSource:
             )
         except (gym.error.Error, ImportError) as error:
             raise ValueError(f"Cannot make the environment {self.id!r}: {error}") from error
+        except (EOFError, ConnectionError) as error:
+            raise ValueError(f"Cannot make the environment {self.id!r}: a process of it ended at once.") from error
 
 
 def import_user_module(name: str) -> None:
