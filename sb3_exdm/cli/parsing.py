@@ -32,8 +32,8 @@ class RunOptions:
     overwrite: bool = False
     """Replace the run in the folder."""
     resume: bool = False
-    """Go on with the run in the folder from its last checkpoint, or start it if there is none. Its settings are those of the run;
-    only --steps may be changed, and only raised."""
+    """Go on with the run in the folder from its last checkpoint, or start it if there is none. Its settings are those of the
+    run; only --steps may be changed, and only raised."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
     """PyTorch device."""
     threads: Annotated[int, arg(metavar="N")] = 1

@@ -93,8 +93,12 @@ _CALLABLES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, f
 _CONSTANTS = (types.ModuleType, type, th.device, th.dtype, np.dtype, enum.Enum, PurePath, EnvSpec)
 _TRANSIENT = (tqdm, io.IOBase, Derived, th.distributions.Distribution)
 _PLAIN = (bool, int, float, str, type(None))
-_CALLBACK_VIEWS = ("locals", "globals", "model", "parent")
-"""Attributes of callbacks that lead out of them, to the variables of the training loop and to the model."""
+_HIDDEN: dict[type, tuple[str, ...]] = {
+    # They lead out of a callback, to the variables of the training loop and to the model.
+    BaseCallback: ("locals", "globals", "model", "parent"),
+    VecEnvWrapper: ("class_attributes",),
+}
+"""Attributes that are not state, by the class that has them."""
 _HEAP_TYPE = 1 << 9
 """Flag of classes that are written in Python."""
 _MISSING: Any = object()
@@ -385,7 +389,7 @@ class _Restore:
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """Attributes of an object, in ``__dict__`` and in slots."""
-    hidden = _CALLBACK_VIEWS if isinstance(value, BaseCallback) else ()
+    hidden = [name for cls, names in _HIDDEN.items() if isinstance(value, cls) for name in names]
     slots = [name for cls in type(value).__mro__ for name in cls.__dict__.get("__slots__", ())]
     for name in slots:
         if name not in ("__dict__", "__weakref__") and hasattr(value, name):

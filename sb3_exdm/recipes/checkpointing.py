@@ -83,6 +83,7 @@ class Checkpointing(CallbackList):
         self._user_callbacks = list(user_callbacks)
         self._rows: dict[str, RowFile] = {}
         self._state: dict[str, Any] | None = None
+        self._env_at_start: Any = None
         self._last_timesteps: int | None = None
         self.interruption = Interruption()
         """Signals to stop at the next point between two iterations."""
@@ -137,7 +138,7 @@ class Checkpointing(CallbackList):
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
-        self._env_at_start = self._env_state()
+        self._env_at_start = self._capture_env()
         if self._state is not None:
             self._load_rows(self._state)
             self._restore(self._state)
@@ -216,12 +217,16 @@ class Checkpointing(CallbackList):
 
     def _env_state(self) -> Any:
         """State of the environment; None if it is not known, or of objects that a new environment would not have."""
+        state = self._capture_env()
+        if state is None or self._env_at_start is None or not has_same_objects(state, self._env_at_start):
+            return None
+        return state
+
+    def _capture_env(self) -> Any:
         try:
-            state = capture(self.base_env, is_env=True)
+            return capture(self.base_env, is_env=True)
         except (StateError, RecursionError):
             return None
-        is_first = self._env_at_start is None
-        return state if is_first or has_same_objects(state, self._env_at_start) else None
 
     @property
     def base_env(self) -> VecEnv:
