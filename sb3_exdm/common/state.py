@@ -212,7 +212,7 @@ class _Capture:
             return {"optimizer": self.node(value.state_dict(), path)}
         if isinstance(value, Logger):
             return {"logger": self.node([dict(part) for part in _accumulators(value)], path)}
-        if isinstance(value, HasState):
+        if _is(type(value), HasState):
             return {"state": self.node(value.capture_state(), path)}
         if isinstance(value, dict):
             return {"dict": [[self._key(key, path), self.node(item, f"{path}[{key!r}]")] for key, item in value.items()]}
@@ -374,7 +374,7 @@ class _Restore:
             raise StateError(_built_late(path))
         self._made[node["id"]] = old
         present = dict(_attributes(old))
-        if isinstance(old, BuildsLate) and (late := [name for name, _ in node["object"] if name not in present]):
+        if _is(type(old), BuildsLate) and (late := [name for name, _ in node["object"] if name not in present]):
             old.build_missing(late)
             present = dict(_attributes(old))
         for name, item in node["object"]:
@@ -382,9 +382,15 @@ class _Restore:
             after = self.value(item, before, f"{path}.{name}")
             if after is not before:
                 object.__setattr__(old, name, after)
-        if isinstance(old, Recomputes):
+        if _is(type(old), Recomputes):
             self.owners.append(old)
         return old
+
+
+@functools.lru_cache(maxsize=1024)
+def _is(cls: type, protocol: Any) -> bool:
+    """Tell whether a class follows a protocol; the check takes long, and is made for few classes."""
+    return issubclass(cls, protocol)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:

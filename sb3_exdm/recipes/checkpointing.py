@@ -267,6 +267,7 @@ class Checkpointing(CallbackList):
         if isinstance(model, OffPolicyAlgorithm):
             buffer, n_rows = model.replay_buffer, state["rows"]["replay"]
             assert buffer is not None
+            buffer.buffer_size = len(buffer.actions)  # of this run, which may have more steps
             buffer.pos, buffer.full = n_rows % buffer.buffer_size, n_rows >= buffer.buffer_size
             if state["next_row"] is not None:
                 for name, row in state["next_row"].items():

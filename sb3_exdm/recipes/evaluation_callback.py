@@ -65,7 +65,7 @@ class EvaluationCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps // self.eval_freq >= len(self.reports) and self.num_timesteps < self.total_timesteps:
+        if self.num_timesteps // self.eval_freq >= len(self.reports) and self.num_timesteps < self.model._total_timesteps:
             self.evaluate()
 
     def _on_training_end(self) -> None:
