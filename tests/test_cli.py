@@ -1,6 +1,7 @@
 """The command line: what it accepts, what it prints, and how it refuses."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -213,7 +214,7 @@ def test_an_interrupted_run_says_what_it_kept(capsys, tmp_path, monkeypatch):
 
     def interrupted(self: ExplorationCallback) -> bool:
         if self.num_timesteps > 1200:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return on_step(self)
 
     monkeypatch.setattr(ExplorationCallback, "_on_step", interrupted)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from copy import deepcopy
 
 import gymnasium as gym
@@ -554,7 +555,7 @@ class TestRecipe:
         shutil.rmtree(tmp_path / "explored")
         names = {path.name for path in run.path.iterdir()}
         files = {"config.json", "summary.json", "progress.csv", "model.safetensors", "learning_curve.png"}
-        assert names == files | {"tensorboard"} | ({"policy.safetensors"} if policy == "diffusion" else set())
+        assert names == files | {"tensorboard", "checkpoints"} | ({"policy.safetensors"} if policy == "diffusion" else set())
         progress = progress_of(run.path)
         assert [row["timesteps"] for row in progress] == ["0", "80", "160"]
         assert {"mean_reward", "success_rate"} <= progress[0].keys()
@@ -728,8 +729,8 @@ class TestRecipe:
     @pytest.mark.slow
     def test_interrupted_run_keeps_the_agent_and_says_so(self, explored, tmp_path, monkeypatch):
         def interrupt(self) -> bool:
-            if self.num_timesteps >= 80:
-                raise KeyboardInterrupt
+            if self.num_timesteps == 80:
+                signal.raise_signal(signal.SIGINT)
             return True
 
         monkeypatch.setattr(EvaluationCallback, "_on_step", interrupt)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import warnings
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_run_folder_holds_everything(tmp_path):
         *("config.json", "summary.json", "progress.csv", "transitions.npz", "tensorboard", "checkpoints"),
         *("model.safetensors", "reward.safetensors", "policy.safetensors", "coverage.png", "visits.png", "reward.png"),
     }
-    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"1000", "2000"}
+    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"2000", "2400", "replay.rows", "transitions.rows"}
     progress = np.genfromtxt(run.path / "progress.csv", delimiter=",", names=True)
     assert progress["timesteps"].tolist() == [1000, 2000, 2400]
     assert progress["coverage"][-1] == pytest.approx(run.summary["coverage"], rel=1e-4)
@@ -252,12 +253,14 @@ def test_output_folder_is_protected(tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_run_keeps_the_agent_and_says_so(tmp_path, monkeypatch):
+    report = ExplorationCallback._report
+
     def interrupt(self: ExplorationCallback) -> None:
-        raise KeyboardInterrupt
+        report(self)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(ExplorationCallback, "_report", interrupt)
-    with pytest.raises(sb3_exdm.RunInterrupted, match="Interrupted after 1000 of 2000 steps"):
-        monkeypatch.setattr(ExplorationCallback, "finish", lambda self: None)
+    with pytest.raises(sb3_exdm.RunInterrupted, match=r"Interrupted after 1000 of 2000 steps; .* checkpoint 1000: go on with"):
         tiny_pretrain(2000, out=tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "1000" / "model.safetensors").is_file()
     with pytest.raises(ArtifactError, match="interrupted"):

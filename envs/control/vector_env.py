@@ -241,6 +241,39 @@ class ControlVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         has_ended = self._finished.copy()
         return {"final_obs": final_obs, "_final_obs": has_ended, "final_info": {}, "_final_info": has_ended}
 
+    def capture_state(self) -> dict[str, Any]:
+        """Return the state of all sub-envs, of their physical parameters and of their generators; copies."""
+        return {
+            "physics": np.stack([self._read_state(i) for i in range(self.num_envs)]),  # (num_envs, size)
+            "generators": [env.task._random.get_state(legacy=False) for env in self._envs],
+            "parameters": self.parameters,
+            "elapsed": self._elapsed.copy(),
+            "finished": self._finished.copy(),
+        }
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on from a state, bit by bit.
+
+        :param state: from :meth:`capture_state`
+        """
+        self.set_parameters(state["parameters"])
+        for i, (env, physics, generator) in enumerate(zip(self._envs, state["physics"], state["generators"], strict=True)):
+            env.task._random.set_state(generator)
+            model, data = self._pointers[i]
+            mujoco.mj_setState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+            mujoco.mj_step1(model, data)  # what depends on positions and velocities, which the next step begins with
+            self._read(i)
+        self._elapsed[:], self._finished[:] = state["elapsed"], state["finished"]
+        self._has_begun = True
+
+    def _read_state(self, i: int) -> np.ndarray:
+        """All that the next steps of MuJoCo depend on, warm start included, ``(size,)``."""
+        model, data = self._pointers[i]
+        state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return state
+
     def render(self) -> tuple[np.ndarray, ...] | None:
         """
         Render all sub-envs.

@@ -210,6 +210,26 @@ class Maze2dVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._renderer = MazeRenderer(self.layout, self.goal, self.task.goal_radius)
         return tuple(self._renderer.draw(position[None]) for position in self.positions)
 
+    def capture_state(self) -> dict[str, Any]:
+        """Return the state of all sub-envs and of their generator; copies."""
+        return {
+            "generator": self.np_random.bit_generator.state,
+            "positions": self.positions,
+            "elapsed": self._elapsed.copy(),
+            "finished": self._finished.copy(),
+        }
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on from a state.
+
+        :param state: from :meth:`capture_state`
+        """
+        self.np_random.bit_generator.state = state["generator"]
+        self._positions = np.array(state["positions"])
+        self._elapsed[:], self._finished[:] = state["elapsed"], state["finished"]
+        self._any_finished = bool(self._finished.any())
+
     def _is_success(self, positions: np.ndarray) -> np.ndarray:
         return self.task.distance(positions, self.task.goal) <= self.task.goal_radius
 

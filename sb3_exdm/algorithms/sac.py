@@ -14,6 +14,7 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
 from sb3_exdm.common.dense import DenseLayers, FlatAdam, FlatParameters, is_plain_adam
+from sb3_exdm.common.state import Derived
 from sb3_exdm.exploration.replay_buffer import ScoreRewardReplayBuffer
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # as in Stable-Baselines3
@@ -62,6 +63,11 @@ class FusedSAC(SAC):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_networks", "_acting"]
+
+    def recompute(self) -> None:
+        """Build the networks of the fused update again, after optimizers that have made steps were restored."""
+        if self.critic.optimizer.state:
+            self._fused_networks()
 
     def unsupported(self) -> str | None:
         """Return why the update cannot be fused, None if it can."""
@@ -284,7 +290,7 @@ def _smallest(values: list[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]]:
     return minimum, [(indices == k).float() for k in range(len(values))]
 
 
-class _Networks:
+class _Networks(Derived):
     """
     The networks of a model as stacks of dense layers. Those of several models of the same shape are computed together.
 
@@ -338,7 +344,7 @@ class _Networks:
         self.target.values.lerp_(self.critic_optimizer.values, tau)
 
 
-class _ActingNetworks:
+class _ActingNetworks(Derived):
     """
     The networks that act.
 

@@ -5,6 +5,7 @@ Each subcommand is a module of its own, imported when it is used, so that ``exdm
 """
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    Run the command line. Bad input ends with one sentence on stderr and exit code 2; set ``EXDM_DEBUG=1`` for the traceback.
+    Run the command line. Bad input, or a disk or memory that is full, ends with one sentence on stderr and exit code 2; set
+    ``EXDM_DEBUG=1`` for the traceback. SIGTERM ends with exit code 143.
 
     :param argv: arguments after the name of the command, by default those of the process
     """
@@ -62,6 +64,7 @@ def _help() -> str:
 
 
 def _run(name: str, argv: list[str]) -> None:
+    handler = signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = lambda message, *_: print(f"exdm: warning: {message}", file=sys.stderr)
     try:
         import_module(f"sb3_exdm.cli.{name}").run(argv)
@@ -71,9 +74,21 @@ def _run(name: str, argv: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        if os.environ.get("EXDM_DEBUG") or not _is_about_input(error):
+        if os.environ.get("EXDM_DEBUG") or not (_is_about_input(error) or _is_out_of_memory(error)):
             raise
         _fail(_sentence(error))
+    except SystemExit as stop:
+        from sb3_exdm.runs.folder import RunTerminated
+
+        if isinstance(stop, RunTerminated):
+            print(f"exdm: {stop.message}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _is_about_input(error: Exception) -> bool:
@@ -83,7 +98,18 @@ def _is_about_input(error: Exception) -> bool:
     return not isinstance(error, RuntimeError) or isinstance(error, RunInterrupted)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell errors of an allocation; PyTorch raises a ``RuntimeError`` on the CPU, and a subclass of it on a GPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, Exception) and _is_out_of_memory(error):
+        return (
+            f"Out of memory: {(str(error) or type(error).__name__).splitlines()[0]}. Finished files are intact; a run with "
+            "checkpoints can be resumed."
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sb3_exdm.cli.parsing import RunOptions, file_name, parse, run_and_report
+from sb3_exdm.cli.parsing import RunOptions, file_name, parse, run_and_report, stored_settings
 from sb3_exdm.runs.config import FinetuneConfig
 from sb3_exdm.runs.folder import RunFolder
 
@@ -30,7 +30,9 @@ def run(argv: list[str]) -> None:
 
     :param argv: flags
     """
-    flags: Flags = parse(Flags, argv, "exdm finetune", DESCRIPTION)
+    stored = stored_settings(argv, FinetuneConfig)
+    default = None if stored is None else Flags(stored, RunOptions())
+    flags: Flags = parse(Flags, argv, "exdm finetune", DESCRIPTION, default)
     run_and_report(flags.settings, flags.run, _default_out(flags.settings))
 
 

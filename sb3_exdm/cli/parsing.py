@@ -14,9 +14,10 @@ from tyro.conf import arg
 from sb3_exdm.common.resources import use_threads
 from sb3_exdm.common.validation import did_you_mean, shown
 from sb3_exdm.recipes import run_config
-from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
+from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from sb3_exdm.runs.hyperparams import without_size_of_run
 
-Parsed = TypeVar("Parsed")
+SelfConfig = TypeVar("SelfConfig", bound=TrainingConfig)
 
 _TYRO = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
@@ -26,11 +27,14 @@ class RunOptions:
     """Options that do not change the results."""
 
     out: Annotated[
-        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: a name made of the settings, in runs/)")
+        str | None, arg(metavar="FOLDER", help_behavior_hint="(default: a name made of the settings, in runs/)")
     ] = None
     """Run folder to write."""
     overwrite: bool = False
     """Replace the run in the folder."""
+    resume: bool = False
+    """Go on with the run in the folder from its last checkpoint, or start it if there is none. Its settings are those of the
+    run; only --steps may be changed, and only raised."""
     device: Annotated[str, arg(metavar="{auto,cpu,cuda}")] = "auto"
     """PyTorch device."""
     threads: Annotated[int, arg(metavar="N")] = 1
@@ -39,7 +43,27 @@ class RunOptions:
     """No progress bar and no report; errors are still printed."""
 
 
-def parse(form: Any, argv: Sequence[str], prog: str, description: str) -> Any:
+def stored_settings(argv: Sequence[str], config_class: type[SelfConfig]) -> SelfConfig | None:
+    """
+    Settings of the run that ``--resume`` goes on with, as defaults of the flags.
+
+    :param argv: arguments
+    :param config_class: configuration of the command
+    :return: None without ``--resume``, or if there is no such run
+    :raises ArtifactError: if the run is damaged
+    """
+    from sb3_exdm.runs.folder import RunFolder
+
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+    if "--resume" not in words or "--out" not in words[:-1]:
+        return None
+    folder = RunFolder(words[words.index("--out") + 1])
+    if not folder.exists() or folder.config["command"] != config_class.command:
+        return None
+    return config_class.from_dict(without_size_of_run(folder.config))
+
+
+def parse(form: Any, argv: Sequence[str], prog: str, description: str, default: Any = None) -> Any:
     """
     Parse flags.
 
@@ -47,6 +71,7 @@ def parse(form: Any, argv: Sequence[str], prog: str, description: str) -> Any:
     :param argv: arguments
     :param prog: name of the command
     :param description: first lines of the help
+    :param default: instance of ``form`` with the defaults; None for those of its fields
     :return: instance of ``form``
     :raises ValueError: for an unknown flag, with the nearest known one, or a value that is empty or cannot be parsed
     """
@@ -58,7 +83,13 @@ def parse(form: Any, argv: Sequence[str], prog: str, description: str) -> Any:
     try:
         with contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(
-                form, prog=prog, description=description, args=list(argv), config=_TYRO, return_unknown_args=True
+                form,
+                prog=prog,
+                description=description,
+                args=list(argv),
+                config=_TYRO,
+                return_unknown_args=True,
+                **({} if default is None else {"default": default}),
             )
     except SystemExit as stop:
         if stop.code:
@@ -110,8 +141,9 @@ def run_and_report(config: PretrainConfig | FinetuneConfig, options: RunOptions,
     use_threads(options.threads)
     run = run_config(
         config,
-        options.out or Path("runs") / default_out,
+        Path("runs") / default_out if options.out is None else options.out,
         overwrite=options.overwrite,
+        resume=options.resume,
         device=options.device,
         progress_bar=not options.quiet,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from sb3_exdm.cli.parsing import RunOptions, describe, file_name, parse, run_and_report
+from sb3_exdm.cli.parsing import RunOptions, describe, file_name, parse, run_and_report, stored_settings
 from sb3_exdm.common.resources import use_threads
 from sb3_exdm.recipes import pretrain_seeds
 from sb3_exdm.runs.config import PretrainConfig, Seeds
@@ -39,18 +39,26 @@ def run(argv: list[str]) -> None:
 
     :param argv: flags
     """
-    flags: Flags = parse(Flags, argv, "exdm pretrain", DESCRIPTION)
+    stored = stored_settings(argv, PretrainConfig)
+    default = None if stored is None else Flags(stored, RunOptions())
+    flags: Flags = parse(Flags, argv, "exdm pretrain", DESCRIPTION, default)
     config = flags.settings
     if flags.seeds is None:
         run_and_report(config, flags.run, file_name(config.env_id, config.algo, config.reward, config.seed))
         return
+    if flags.run.resume:
+        raise ValueError(
+            "Several seeds are not resumed together; resume each run by itself: exdm pretrain --out FOLDER/seed-N --resume."
+        )
     use_threads(flags.run.threads)
     settings = config.to_kwargs()
     del settings["seed"]
     runs = pretrain_seeds(
         settings.pop("env_id"),
         flags.seeds,
-        out=flags.run.out or Path("runs") / file_name(config.env_id, config.algo, config.reward, "seeds"),
+        out=Path("runs") / file_name(config.env_id, config.algo, config.reward, "seeds")
+        if flags.run.out is None
+        else flags.run.out,
         overwrite=flags.run.overwrite,
         device=flags.run.device,
         progress_bar=not flags.run.quiet,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch as th
 from torch import nn
 
+from sb3_exdm.common.state import Derived
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -34,7 +36,7 @@ RELU = Activation(th.relu_, _relu_backward)
 SILU = Activation(nn.functional.silu, _silu_backward)
 
 
-class FlatParameters:
+class FlatParameters(Derived):
     """
     Parameters as one vector, of which they become views: modules compute, save and load as before, and an operation on all
     parameters is one on the vector.
@@ -130,6 +132,7 @@ class FlatAdam(FlatParameters):
                         view[j].copy_(state[key])
                     state[key] = view[j]
         self._owns_state = True
+        self._n_steps = int(self._steps[0, 0].item())
 
     @property
     def is_current(self) -> bool:
@@ -224,7 +227,7 @@ class DensePass:
         return DensePass([x[..., :n, :] for x in self.inputs], [x[..., :n, :] for x in self.outputs], self.result[..., :n, :])
 
 
-class DenseLayers:
+class DenseLayers(Derived):
     r"""
     Linear layers with an activation between them, :math:`h_l = f(z_l)`, :math:`z_l = h_{l-1} W_l^\top + b_l`, without
     activation after the last.

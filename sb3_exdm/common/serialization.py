@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ def read_from(path: str | Path) -> Iterator[None]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     Write a file whole or not at all: yield a temporary path beside ``path``, and rename it when the block ends without error.
+    The file is on disk before it gets its name, so that a loss of power leaves the old or the new one.
 
     :param path: file to write
     """
@@ -70,9 +72,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o644)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """
+    Wait until a file, or the names in a folder, are on disk.
+
+    :param path: file or folder
+    """
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
@@ -152,13 +171,20 @@ def save_tree(path: str | Path, tree: dict[str, Any], kind: str) -> None:
     :param path: the file
     :param tree: nested data
     :param kind: kind of content, checked by :func:`load_tree`
+    :raises OSError: if the file cannot be written
     """
     tensors: dict[str, th.Tensor] = {}
     structure = _flatten(tree, tensors)
     header = {"format_version": str(FORMAT_VERSION), "kind": kind, "structure": json.dumps(structure)}
     header["checksum"] = _checksum(header, tensors)
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata=header)
+        try:
+            save_file(tensors, str(temporary), metadata=header)
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def load_tree(path: str | Path, kind: str) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import torch as th
 from torch import nn
 
 from sb3_exdm.common.dense import SILU, DenseLayers, FlatAdam
+from sb3_exdm.common.state import Derived
 from sb3_exdm.diffusion.networks import NoisePredictor
 from sb3_exdm.diffusion.schedule import NoisySamples
 
 
-class FusedFit:
+class FusedFit(Derived):
     r"""
     Mean denoising error of a minibatch and its gradient, without autograd.
 

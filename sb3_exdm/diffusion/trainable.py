@@ -52,6 +52,11 @@ class Trainable(nn.Module):
             self._flat = FlatAdam(self.optimizer), FlatParameters(self.average.parameters())
         return self._flat
 
+    def recompute(self) -> None:
+        """Make vectors of the weights again, after an optimizer that has made steps was restored."""
+        if self.optimizer.state:
+            self.flat_weights()
+
     def descend(self, loss: th.Tensor) -> None:
         """
         Take one step of the optimizer and update the averaged weights. Other networks in the loss get no gradient.

@@ -1,6 +1,5 @@
-"""Callbacks for exploration: intrinsic rewards in the logs, coverage, checkpoints, and the transitions themselves."""
+"""Callbacks for exploration: intrinsic rewards in the logs, coverage, and the transitions themselves."""
 
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 from tqdm.auto import tqdm
 
+from sb3_exdm.common.stopwatch import Stopwatch
 from sb3_exdm.exploration.replay_buffer import ScoreRewardReplayBuffer
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper, reached_observations
 from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
@@ -183,6 +183,20 @@ class TransitionRecorder:
             self._arrays[key][self.size : stop] = values[: stop - self.size]
         self.size = stop
 
+    def truncate(self, n_envs: int) -> None:
+        """
+        Mark the last transitions as truncated, where their episodes were cut.
+
+        :param n_envs: number of transitions
+        """
+        last = slice(max(self.size - n_envs, 0), self.size)
+        self._arrays["truncated"][last] = ~self._arrays["terminated"][last]
+
+    @property
+    def memory(self) -> dict[str, np.ndarray]:
+        """Arrays of the whole memory, each ``(capacity, ...)``; the first ``size`` rows are filled."""
+        return self._arrays
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the transitions so far, each array ``(n, ...)``."""
         return {key: values[: self.size] for key, values in self._arrays.items()}
@@ -198,8 +212,6 @@ class ExplorationCallback(BaseCallback):
     :param report_freq: timesteps between two reports
     :param on_report: function of a report: ``timesteps``, ``seconds``, ``coverage``, ``coverage_of_ceiling``,
         ``intrinsic_reward_mean`` and ``score_loss``, the first metric of the last fit
-    :param checkpoint_freq: timesteps between two checkpoints, 0 for none
-    :param on_checkpoint: function of the number of timesteps
     :param progress_bar: show a progress bar with the coverage, if the output is a terminal
     """
 
@@ -211,8 +223,6 @@ class ExplorationCallback(BaseCallback):
         recorder: TransitionRecorder | None = None,
         report_freq: int = 1000,
         on_report: Callable[[dict[str, float]], None] | None = None,
-        checkpoint_freq: int = 0,
-        on_checkpoint: Callable[[int], None] | None = None,
         progress_bar: bool = True,
     ) -> None:
         super().__init__()
@@ -221,19 +231,18 @@ class ExplorationCallback(BaseCallback):
         self.recorder = recorder
         self.report_freq = report_freq
         self.on_report = on_report
-        self.checkpoint_freq = checkpoint_freq
-        self.on_checkpoint = on_checkpoint
         self.progress_bar = progress_bar
         self.seconds = 0.0
         self._reached: list[np.ndarray] = []
-        self._start: float | None = None
+        self._stopwatch: Stopwatch | None = None
         self._n_reports = 0
-        self._n_checkpoints = 0
 
     def _on_training_start(self) -> None:
-        self._start = time.perf_counter()
+        self._stopwatch = Stopwatch()
         self._statistics = RewardStatistics(self.model)
         self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
+
+    def _on_rollout_start(self) -> None:
         self._last_obs = self._raw(self.model._last_obs)
 
     def _raw(self, observations: Any) -> Any:
@@ -273,13 +282,9 @@ class ExplorationCallback(BaseCallback):
             )
         self._statistics.collect(infos)
         self._last_obs = observations
-        self._bar.update(len(dones))
+        self._bar.update(self.num_timesteps - self._bar.n)
         if self.num_timesteps // self.report_freq > self._n_reports:
             self._report()
-        if self.checkpoint_freq and self.num_timesteps // self.checkpoint_freq > self._n_checkpoints:
-            self._n_checkpoints = self.num_timesteps // self.checkpoint_freq
-            if self.on_checkpoint is not None and self.num_timesteps < self.total_timesteps:
-                self.on_checkpoint(self.num_timesteps)
         return True
 
     def _task_rewards(self) -> np.ndarray:
@@ -287,9 +292,9 @@ class ExplorationCallback(BaseCallback):
         return env.get_original_reward() if isinstance(env, VecNormalize) else self.locals["rewards"]
 
     def _report(self) -> None:
-        assert self._start is not None
+        assert self._stopwatch is not None
         self._n_reports = self.num_timesteps // self.report_freq
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = self._stopwatch.seconds
         report: dict[str, float] = {"timesteps": self.num_timesteps, "seconds": self.seconds}
         if self.coverage is not None:
             if self._reached:
@@ -310,10 +315,10 @@ class ExplorationCallback(BaseCallback):
 
     def finish(self) -> None:
         """Report the remaining steps and close the progress bar; to be called after an interruption, too."""
-        if self._start is not None:
+        if self._stopwatch is not None:
             if self._reached:
                 self._report()
-            self.seconds = time.perf_counter() - self._start
+            self.seconds = self._stopwatch.seconds
             self._bar.close()
 
     def _on_training_end(self) -> None:

@@ -1,6 +1,7 @@
 """Fine-tuning of a pre-trained Gaussian or deterministic policy with the algorithm that trained it."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,15 @@ class KLRegularized(OffPolicyAlgorithm):
         self.pretrained_actor = self.policy.make_actor()  # type: ignore[operator]
         self.pretrained_actor.load_state_dict(self.actor.state_dict())
         self.pretrained_actor.requires_grad_(False)
+
+    def build_missing(self, names: Collection[str]) -> None:
+        """
+        Build the pre-trained actor of a state that holds one.
+
+        :param names: attributes that are missing
+        """
+        if "pretrained_actor" in names:
+            self.start_regularization()
 
     def train(self, gradient_steps: int, batch_size: int = 64, critic_only: bool = False) -> None:
         """

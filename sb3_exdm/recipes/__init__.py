@@ -23,13 +23,13 @@ __all__ = [
 ]
 
 
-def run_config(config: PretrainConfig | FinetuneConfig, out: Path, **options: Any) -> PretrainedRun | FinetunedRun:
+def run_config(config: PretrainConfig | FinetuneConfig, out: str | Path, **options: Any) -> PretrainedRun | FinetunedRun:
     """
     Run a configuration.
 
     :param config: configuration
     :param out: run folder
-    :param options: ``overwrite``, ``device``, ``progress_bar`` and ``callback`` of the recipe
+    :param options: ``overwrite``, ``resume``, ``device``, ``progress_bar`` and ``callback`` of the recipe
     """
     settings = config.to_kwargs()
     recipe: Any = pretrain if isinstance(config, PretrainConfig) else finetune

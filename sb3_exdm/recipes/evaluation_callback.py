@@ -1,12 +1,14 @@
 """Evaluation during training."""
 
-import time
+from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 from tqdm.auto import tqdm
 
-from sb3_exdm.recipes.evaluation import EVALUATION_SEED, Evaluation, play
+from sb3_exdm.common.stopwatch import Stopwatch
+from sb3_exdm.recipes.evaluation import EVALUATION_SEED, play
 from sb3_exdm.runs.folder import ProgressLog
 
 
@@ -45,22 +47,25 @@ class EvaluationCallback(BaseCallback):
         self.log = log
         self.progress_bar = progress_bar
         self.reports: list[dict[str, float]] = []
-        self.evaluations: list[Evaluation] = []
+        self.returns: list[np.ndarray] = []
+        """Returns of the episodes of every evaluation, ``(n_eval_episodes,)`` each."""
+        self.figures: dict[str, Any] = {}
+        """Summary of the last evaluation."""
         self.seconds = 0.0
         self._evaluating = 0.0
-        self._began = time.perf_counter()  # before the updates on reused data
+        self._stopwatch = Stopwatch()  # from before the updates on reused data
 
     def _on_training_start(self) -> None:
         self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
-        if not self.reports:
-            self.evaluate()
+        if isinstance(self.training_env, VecNormalize):
+            self.evaluation_env = VecNormalize(self.evaluation_env, training=False, norm_reward=False)
 
     def _on_step(self) -> bool:
-        self._bar.update(self.training_env.num_envs)
+        self._bar.update(self.num_timesteps - self._bar.n)
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps // self.eval_freq >= len(self.reports) and self.num_timesteps < self.total_timesteps:
+        if self.num_timesteps // self.eval_freq >= len(self.reports) and self.num_timesteps < self.model._total_timesteps:
             self.evaluate()
 
     def _on_training_end(self) -> None:
@@ -69,17 +74,15 @@ class EvaluationCallback(BaseCallback):
 
     def evaluate(self) -> None:
         """Evaluate and report."""
-        start = time.perf_counter()
+        stopwatch = Stopwatch()
         env = self.evaluation_env
         if isinstance(self.training_env, VecNormalize):
-            if not isinstance(env, VecNormalize):
-                env = self.evaluation_env = VecNormalize(env, training=False, norm_reward=False)
             sync_envs_normalization(self.training_env, env)
         env.seed(EVALUATION_SEED + self.seed)
         evaluation = play(self.model, env, self.n_eval_episodes, expert=self.expert)
-        self._evaluating += time.perf_counter() - start
-        self.seconds = time.perf_counter() - self._began - self._evaluating  # of learning alone
-        figures = evaluation.summary()
+        self._evaluating += stopwatch.seconds
+        self.seconds = self._stopwatch.seconds - self._evaluating  # of learning alone
+        figures = self.figures = evaluation.summary()
         report = {"timesteps": self.num_timesteps, "seconds": self.seconds, "mean_reward": figures["mean_reward"]}
         self.logger.record("eval/mean_reward", figures["mean_reward"])
         if figures["success_rate"] is not None:
@@ -91,6 +94,6 @@ class EvaluationCallback(BaseCallback):
         shown = "success_rate" if figures["success_rate"] is not None else "mean_reward"
         self._bar.set_postfix({shown: f"{figures[shown]:.3g}"}, refresh=False)
         self.reports.append(report)
-        self.evaluations.append(evaluation)
+        self.returns.append(evaluation.returns)
         if self.log is not None:
             self.log.write(report)

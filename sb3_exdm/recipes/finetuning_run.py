@@ -1,6 +1,7 @@
 """Fine-tuning on a task with a reward."""
 
-import time
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_exdm.common.resources import check_output, resolve_device
+from sb3_exdm.common.resources import resolve_device
+from sb3_exdm.common.stopwatch import Stopwatch
 from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.finetuning.callback import DiffusionFinetuneCallback
 from sb3_exdm.finetuning.distillation import distill
@@ -24,9 +26,10 @@ from sb3_exdm.finetuning.replay.buffer import FinetuneReplayBuffer
 from sb3_exdm.plots import plot_learning_curve
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.policies.diffusion_policy import ActionSelection, DiffusionPolicy
+from sb3_exdm.recipes.checkpointing import Checkpointing
 from sb3_exdm.recipes.evaluation import EVALUATION_SEED, Predictor, default_n_episodes, make_evaluation_env, play
 from sb3_exdm.recipes.evaluation_callback import EvaluationCallback
-from sb3_exdm.recipes.training import train
+from sb3_exdm.recipes.training import as_list, begin, check_arguments, close_env, draw_or_warn, train
 from sb3_exdm.recipes.video import check_video, record_video
 from sb3_exdm.runs.config import FinetuneConfig
 from sb3_exdm.runs.envs import EnvLike, EnvSource, normalized
@@ -78,6 +81,7 @@ def finetune(
     reward_fn: RewardFn | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     callback: MaybeCallback = None,
     device: str = "auto",
     progress_bar: bool = True,
@@ -94,22 +98,30 @@ def finetune(
         terminations
     :param out: run folder to write; None writes nothing
     :param overwrite: replace the run in ``out``
+    :param resume: go on with the run in ``out`` from its last checkpoint, with the same settings but for ``total_timesteps``,
+        which may be larger; start it if there is none. The results are those of a run that was never interrupted
     :param callback: callback, or list of callbacks, of Stable-Baselines3
     :param device: PyTorch device
     :param progress_bar: show a progress bar on a terminal
     :param settings: further fields of :class:`~sb3_exdm.runs.config.FinetuneConfig`: ``policy``, ``algo``, ``operator``,
         ``operator_kwargs``, ``start``, ``warm_up``, ``correlation``, ``reuse_data``, ``seed``, ``n_envs``, ``vec_env``,
         ``env_kwargs``, ``profile``, ``algo_kwargs``, ``action_noise``, ``offline_updates``, ``critic_updates``, ``kl_steps``,
-        ``distill_steps``, ``eval_freq``, ``n_eval_episodes``, ``video``
-    :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, or an environment that
-        cannot be used; nothing is written then
+        ``distill_steps``, ``eval_freq``, ``n_eval_episodes``, ``video``, ``checkpoint_freq``, ``keep_checkpoints``
+    :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, an environment that
+        cannot be used, or a run that was made with other settings; nothing is written then
     :raises ArtifactError: if the pre-trained run cannot be used
     :raises FileExistsError: if ``out`` holds a run already, or is a file
+    :raises FolderLocked: if another process writes to ``out``
     :raises RunInterrupted: if stopped from the keyboard; a checkpoint is in ``out``
+    :raises RunTerminated: if stopped by SIGTERM; a checkpoint is in ``out``
     """
+    check_arguments(out, overwrite, resume)
     if "env_id" in settings:
         raise ValueError("env_id is not a setting: pass the environment as the first argument, env.")
     explored = None if pretrained is None else RunFolder(pretrained)
+    folder = None if out is None else RunFolder(out)
+    if explored is not None and folder is not None and folder.path.resolve() == explored.path.resolve():
+        raise ValueError(f"{folder.path} holds the pre-training to start from: choose another output folder.")
     if env is None:
         if explored is None:
             raise ValueError("Name an environment, or the run folder of a pre-training, which knows its own.")
@@ -119,17 +131,20 @@ def finetune(
         env_id=source.id, total_timesteps=total_timesteps, pretrained=None if explored is None else explored.path, **settings
     )
     resolve_device(device)
-    if out is not None:
-        check_output(out)
     config = _check(config, source, explored, has_reward_fn=reward_fn is not None, has_out=out is not None)
     source.check_kwargs(config.env_kwargs)
-    vec_env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
-    evaluation_env = None
-    try:
-        config = _resolve(config, source, vec_env, explored)
+    given = config
+    with contextlib.ExitStack() as stack:
+        vec_env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
+        stack.callback(close_env, vec_env)
+
+        def resolve(total_timesteps: int) -> FinetuneConfig:
+            return _resolve(given.with_changes(total_timesteps=total_timesteps), source, vec_env, explored)
+
+        config = resolve(total_timesteps)
         assert config.n_eval_episodes is not None
         evaluation_env = make_evaluation_env(source, config.n_eval_episodes, config.seed, config.env_kwargs)
-        content = {"command": "finetune", **config.to_dict()}
+        stack.callback(evaluation_env.close)
         transitions = relabel(explored.transitions(), vec_env, reward_fn) if config.reuse_data and explored else None
         model = _build(config, vec_env, explored, device)
         if transitions is not None:
@@ -137,18 +152,14 @@ def finetune(
         if config.operator is not None and isinstance(model.policy, DiffusionPolicy):
             with th.random.fork_rng(devices=[]):  # refuses values out of range before anything is written
                 make_operator(config.operator, model.policy, **config.operator_kwargs)
-        folder = None
-        if out is not None:
-            folder = RunFolder(out)
-            folder.create(content, overwrite)
-        run = _adapt(config, source, model, evaluation_env, folder, callback, progress_bar)
-        if folder is not None and config.video:
-            record_video(model, folder.path / VIDEO, env, seed=config.seed, env_kwargs=config.env_kwargs)
-        return run
-    finally:
-        vec_env.close()
-        if evaluation_env is not None:
-            evaluation_env.close()
+        run = _Adaptation(config, source, model, evaluation_env, folder, callback, progress_bar)
+        if folder is not None:
+            stack.enter_context(folder.lock())
+        if begin(folder, run.checkpointing, config, resolve, overwrite=overwrite, resume=resume):
+            run.train()
+            return run.finish(env)
+    assert folder is not None
+    return FinetunedRun(folder.path, folder.summary, folder.load_model(device=device))
 
 
 def resolve_finetune(config: FinetuneConfig) -> FinetuneConfig:
@@ -258,6 +269,8 @@ def _resolve(config: FinetuneConfig, source: EnvSource, env: VecEnv, explored: R
         changes["warm_up"] = "gaussian" if is_gaussian else "mixed"
     if is_gaussian and config.algo in ("td3", "ddpg") and config.action_noise is None:
         changes["action_noise"] = 0.1
+    if config.checkpoint_freq is None:
+        changes["checkpoint_freq"] = PROFILES[profile].checkpoint_freq
     return config.with_changes(**changes)
 
 
@@ -298,67 +311,118 @@ def _buffer(model: BaseAlgorithm) -> FinetuneReplayBuffer:
     return model.replay_buffer
 
 
-def _adapt(
-    config: FinetuneConfig,
-    source: EnvSource,
-    model: BaseAlgorithm,
-    evaluation_env: VecEnv,
-    folder: RunFolder | None,
-    user_callback: MaybeCallback,
-    progress_bar: bool,
-) -> FinetunedRun:
-    """Train, distill, write."""
-    start = time.perf_counter()
-    assert config.n_eval_episodes is not None
-    log = None if folder is None else folder.progress_log()
-    expert = source.factory.expert_return(source.id)
-    progress = EvaluationCallback(
-        config.total_timesteps,
-        evaluation_env,
-        config.eval_freq,
-        config.n_eval_episodes,
-        expert,
-        config.seed,
-        log,
-        progress_bar,
-    )
-    learner = _make_learner(config, model)
-    train(
-        model,
-        config.total_timesteps,
-        [progress] if learner is None else [learner, progress],
-        user_callback,
-        folder=folder,
-        log=log,
-        log_interval=1 if config.algo == "ppo" else 40,
-    )
-    summary = {
-        "command": "finetune",
-        **{key: getattr(config, key) for key in _FACTS},
-        "pretrained": None if config.pretrained is None else str(config.pretrained),
-        **_explored_facts(config),
-        "timesteps": model.num_timesteps,
-        "seconds": round(progress.seconds, 2),
-        "steps_per_second": round(model.num_timesteps / max(progress.seconds, 1e-9), 1),
-        "n_updates": model._n_updates,
-        "saw_reward": None if learner is None else learner.saw_reward,
-        "first_update_timestep": None if learner is None else learner.first_update_timestep,
-        **progress.evaluations[-1].summary(),
-        "torch_threads": th.get_num_threads(),
-    }
-    distilled = _distill(config, model)
-    if distilled is not None:
-        evaluation_env.seed(EVALUATION_SEED + config.seed)
-        figures = play(Predictor(distilled), evaluation_env, config.n_eval_episodes, expert=expert).summary()
-        summary.update({f"distilled_{key}": figures[key] for key in ("mean_reward", "success_rate", "normalized_score")})
-    summary["total_seconds"] = round(time.perf_counter() - start, 2)
-    if folder is not None:
-        folder.save_models(model, None)
+class _Adaptation:
+    """
+    A run from its callbacks to its files.
+
+    :param config: settings
+    :param source: environment
+    :param model: agent
+    :param evaluation_env: environments of the evaluations
+    :param folder: run folder; None writes nothing
+    :param user_callback: callback, or list of callbacks, of the user
+    :param progress_bar: show a progress bar on a terminal
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        source: EnvSource,
+        model: BaseAlgorithm,
+        evaluation_env: VecEnv,
+        folder: RunFolder | None,
+        user_callback: MaybeCallback,
+        progress_bar: bool,
+    ) -> None:
+        assert config.n_eval_episodes is not None
+        self.config = config
+        self.model = model
+        self.evaluation_env = evaluation_env
+        self.folder = folder
+        self.stopwatch = Stopwatch()
+        self.log = None if folder is None else folder.progress_log()
+        self.expert = source.factory.expert_return(source.id)
+        self.progress = EvaluationCallback(
+            config.total_timesteps,
+            evaluation_env,
+            config.eval_freq,
+            config.n_eval_episodes,
+            self.expert,
+            config.seed,
+            self.log,
+            progress_bar,
+        )
+        self.learner = _make_learner(config, model)
+        self.checkpointing = Checkpointing(
+            [self.progress] if self.learner is None else [self.learner, self.progress],
+            as_list(user_callback),
+            model=model,
+            config=config,
+            folder=folder,
+            log=self.log,
+            reports=self.progress.reports,
+            parts={"stopwatch": self.stopwatch},
+        )
+
+    def train(self) -> None:
+        """Train from the beginning, or from the last checkpoint."""
+        if self.checkpointing.is_resuming and self.learner is not None:
+            self.learner.offline_updates = 0  # they were made before the checkpoint, whose state restores their number
+        train(
+            self.model,
+            self.config.total_timesteps,
+            self.checkpointing,
+            folder=self.folder,
+            log=self.log,
+            log_interval=1 if self.config.algo == "ppo" else 40,
+        )
+
+    def finish(self, env: EnvLike) -> FinetunedRun:
+        """
+        Write the agent, distill, evaluate, and draw.
+
+        :param env: environment, for a video
+        """
+        config, model, folder = self.config, self.model, self.folder
+        if folder is not None:
+            folder.save_models(model, None)
+        summary = self._summary()
+        distilled = _distill(config, model)
         if distilled is not None:
-            distilled.save(folder.path / POLICY)
-        _draw(folder, config, progress)
-        folder.write_summary(summary)
-    return FinetunedRun(None if folder is None else folder.path, summary, model)
+            self.evaluation_env.seed(EVALUATION_SEED + config.seed)
+            assert config.n_eval_episodes is not None
+            evaluation = play(Predictor(distilled), self.evaluation_env, config.n_eval_episodes, expert=self.expert)
+            figures = evaluation.summary()
+            summary.update({f"distilled_{key}": figures[key] for key in ("mean_reward", "success_rate", "normalized_score")})
+        summary["total_seconds"] = round(self.stopwatch.seconds, 2)
+        if folder is not None:
+            if distilled is not None:
+                distilled.save(folder.path / POLICY)
+            draw_or_warn(lambda: _draw(folder, config, self.progress), "The learning curve")
+            if config.video:
+                record: Callable[[], Any] = lambda: record_video(  # noqa: E731
+                    model, folder.path / VIDEO, env, seed=config.seed, env_kwargs=config.env_kwargs
+                )
+                draw_or_warn(record, "The video")
+            folder.write_summary(summary)
+        return FinetunedRun(None if folder is None else folder.path, summary, model)
+
+    def _summary(self) -> dict[str, Any]:
+        config, model, progress, learner = self.config, self.model, self.progress, self.learner
+        return {
+            "command": "finetune",
+            **{key: getattr(config, key) for key in _FACTS},
+            "pretrained": None if config.pretrained is None else str(config.pretrained),
+            **_explored_facts(config),
+            "timesteps": model.num_timesteps,
+            "seconds": round(progress.seconds, 2),
+            "steps_per_second": round(model.num_timesteps / max(progress.seconds, 1e-9), 1),
+            "n_updates": model._n_updates,
+            "saw_reward": None if learner is None else learner.saw_reward,
+            "first_update_timestep": None if learner is None else learner.first_update_timestep,
+            **progress.figures,
+            "torch_threads": th.get_num_threads(),
+        }
 
 
 def _make_learner(config: FinetuneConfig, model: BaseAlgorithm) -> DiffusionFinetuneCallback | GaussianFinetuneCallback | None:
@@ -400,10 +464,10 @@ def _distill(config: FinetuneConfig, model: BaseAlgorithm) -> DiffusionActor | N
 
 
 def _draw(folder: RunFolder, config: FinetuneConfig, progress: EvaluationCallback) -> None:
-    has_success = progress.evaluations[-1].successes is not None
+    has_success = progress.figures["success_rate"] is not None
     plot_learning_curve(
         [report["timesteps"] for report in progress.reports],
-        np.array([evaluation.returns for evaluation in progress.evaluations]),
+        np.array(progress.returns),
         folder.path / "learning_curve.png",
         success=[report["success_rate"] for report in progress.reports] if has_success else None,
         title=f"{config.env_id}, {config.operator or config.algo}",

@@ -1,6 +1,5 @@
 """Reward-free pre-training."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,14 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_exdm.algorithms.stacked import RandomState
-from sb3_exdm.common.resources import check_output, resolve_device
+from sb3_exdm.common.resources import resolve_device
 from sb3_exdm.common.spaces import SpaceEncoder
+from sb3_exdm.common.stopwatch import Stopwatch
 from sb3_exdm.common.validation import check_kwargs
 from sb3_exdm.exploration.callbacks import ExplorationCallback, TransitionRecorder
 from sb3_exdm.exploration.replay_buffer import ScoreRewardDictReplayBuffer, ScoreRewardReplayBuffer
@@ -24,7 +25,16 @@ from sb3_exdm.metrics import BinCoverage, StateCoverage
 from sb3_exdm.plots import plot_coverage, plot_reward, plot_visits
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor, PretrainedPolicies
 from sb3_exdm.recipes.behavior_cloning import can_clone, clone_agent
-from sb3_exdm.recipes.training import train, train_together
+from sb3_exdm.recipes.checkpointing import Checkpointing
+from sb3_exdm.recipes.training import (
+    as_list,
+    begin,
+    check_arguments,
+    close_env,
+    draw_or_warn,
+    train,
+    train_together,
+)
 from sb3_exdm.rewards.base import IntrinsicReward, transformed_reward
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.config import PretrainConfig
@@ -32,6 +42,7 @@ from sb3_exdm.runs.envs import EnvLike, EnvSource, needs_normalization, normaliz
 from sb3_exdm.runs.folder import RunFolder
 from sb3_exdm.runs.hyperparams import (
     MAX_BUFFER_SIZE,
+    PROFILES,
     build_algorithm,
     check_action_space,
     check_algo_kwargs,
@@ -39,6 +50,7 @@ from sb3_exdm.runs.hyperparams import (
     merge,
     pretrain_hyperparams,
 )
+from sb3_exdm.runs.lock import FolderLock
 
 
 @dataclass(repr=False)
@@ -71,6 +83,7 @@ def pretrain(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     callback: MaybeCallback = None,
     device: str = "auto",
     progress_bar: bool = True,
@@ -86,35 +99,42 @@ def pretrain(
     :param total_timesteps: number of steps, over all environments together
     :param out: run folder to write; None writes nothing
     :param overwrite: replace the run in ``out``
+    :param resume: go on with the run in ``out`` from its last checkpoint, with the same settings but for ``total_timesteps``,
+        which may be larger; start it if there is none. The results are those of a run that was never interrupted
     :param callback: callback, or list of callbacks, of Stable-Baselines3
     :param device: PyTorch device
     :param progress_bar: show a progress bar on a terminal
     :param settings: further fields of :class:`~sb3_exdm.runs.config.PretrainConfig`: ``algo``, ``reward``, ``seed``,
         ``n_envs``, ``vec_env``, ``env_kwargs``, ``profile``, ``algo_kwargs``, ``action_noise``, ``reward_kwargs``,
-        ``coverage_dims``, ``bin_width``, ``policy_steps``, ``checkpoint_freq``
-    :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, or an environment that
-        cannot be used; nothing is written then
+        ``coverage_dims``, ``bin_width``, ``policy_steps``, ``checkpoint_freq``, ``keep_checkpoints``
+    :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, an environment that
+        cannot be used, or a run that was made with other settings; nothing is written then
     :raises FileExistsError: if ``out`` holds a run already, or is a file
+    :raises FolderLocked: if another process writes to ``out``
     :raises RunInterrupted: if stopped from the keyboard; a checkpoint is in ``out``
+    :raises RunTerminated: if stopped by SIGTERM; a checkpoint is in ``out``
     """
+    check_arguments(out, overwrite, resume)
     source = EnvSource.of(env)
     config = PretrainConfig.make(env_id=source.id, total_timesteps=total_timesteps, **settings)
-    run = _Exploration(source, config, device, None if out is None else Path(out), overwrite, progress_bar)
+    folder = None if out is None else RunFolder(out)
+    run = _Exploration(source, config, device, folder, progress_bar, as_list(callback))
     try:
-        train(
-            run.model,
-            total_timesteps,
-            [run.callback],
-            callback,
-            folder=run.folder,
-            log=run.log,
-            log_interval=run.log_interval,
-            reward_model=run.reward_model,
-            on_interrupt=run.callback.finish,
-        )
-        return run.finish()
+        if run.begin(overwrite, resume):
+            train(
+                run.model,
+                total_timesteps,
+                run.checkpointing,
+                folder=folder,
+                log=run.log,
+                log_interval=run.log_interval,
+                on_interrupt=run.on_interrupt,
+            )
+            return run.finish()
     finally:
         run.close()
+    assert folder is not None
+    return _load(folder, device)
 
 
 def pretrain_seeds(
@@ -147,6 +167,7 @@ def pretrain_seeds(
     :raises FileExistsError: see :func:`pretrain`
     :raises RunInterrupted: if stopped from the keyboard; a checkpoint of every run is in ``out``
     """
+    check_arguments(out, overwrite, resume=False)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must name at least one seed, and each only once, got {list(seeds)}.")
     if settings.get("algo", "sac") != "sac":
@@ -157,9 +178,10 @@ def pretrain_seeds(
     try:
         for i, (seed, random_state) in enumerate(zip(seeds, random_states, strict=True)):
             config = PretrainConfig.make(env_id=source.id, total_timesteps=total_timesteps, seed=seed, **settings)
-            folder = None if out is None else Path(out) / f"seed-{seed}"
+            folder = None if out is None else RunFolder(Path(out) / f"seed-{seed}")
             with random_state.active():
-                runs.append(_Exploration(source, config, device, folder, overwrite, progress_bar and i == 0))
+                runs.append(_Exploration(source, config, device, folder, progress_bar and i == 0))
+                runs[-1].begin(overwrite, resume=False)
         train_together(runs, total_timesteps, random_states)
         results = []
         for run, random_state in zip(runs, random_states, strict=True):
@@ -203,6 +225,7 @@ def _resolve(config: PretrainConfig, source: EnvSource, env: VecEnv) -> Pretrain
         algo_kwargs=merge(defaults, config.algo_kwargs),
         action_noise=action_noise,
         coverage_dims=None if dims is None else tuple(dims),
+        checkpoint_freq=PROFILES[profile].checkpoint_freq if config.checkpoint_freq is None else config.checkpoint_freq,
     )
 
 
@@ -270,30 +293,34 @@ class _Exploration:
     :param source: environment
     :param config: settings
     :param device: PyTorch device
-    :param out: run folder to create; None writes nothing
-    :param overwrite: replace the run in ``out``
+    :param folder: run folder; None writes nothing
     :param progress_bar: show a progress bar on a terminal
+    :param user_callbacks: callbacks of the user
     """
 
     def __init__(
-        self, source: EnvSource, config: PretrainConfig, device: str, out: Path | None, overwrite: bool, progress_bar: bool
+        self,
+        source: EnvSource,
+        config: PretrainConfig,
+        device: str,
+        folder: RunFolder | None,
+        progress_bar: bool,
+        user_callbacks: Sequence[BaseCallback] = (),
     ) -> None:
         resolve_device(device)
-        if out is not None:
-            check_output(out)
         _check_kwargs(config)
-        self.start = time.perf_counter()
+        self.stopwatch = Stopwatch()
+        self._source = source
+        self.folder = folder
         self.progress_bar = progress_bar
         source.check_kwargs(config.env_kwargs)
+        self._given = config
+        self._lock: FolderLock | None = None
         self.env = source.make_vec(config.n_envs, config.seed, config.env_kwargs, config.vec_env)
         try:
             self.config = _resolve(config, source, self.env)
             self.coverage = _make_coverage(self.config, source, self.env.observation_space)
             self.model, self.reward_model = _build(self.config, self.env, device)
-            self.folder = None
-            if out is not None:
-                self.folder = RunFolder(out)
-                self.folder.create({"command": "pretrain", **self.config.to_dict()}, overwrite)
         except BaseException:
             self.env.close()
             raise
@@ -301,7 +328,7 @@ class _Exploration:
         observation_space, action_space = self.model.observation_space, self.model.action_space
         if TransitionRecorder.fits(observation_space, action_space, config.total_timesteps):
             self.recorder = TransitionRecorder(observation_space, action_space, config.total_timesteps)
-        self.log = None if self.folder is None else self.folder.progress_log()
+        self.log = None if folder is None else folder.progress_log()
         self.log_interval = 1 if config.algo == "ppo" else 5 * config.n_envs
         self.reports: list[dict[str, float]] = []
         self.callback = ExplorationCallback(
@@ -309,36 +336,66 @@ class _Exploration:
             coverage=self.coverage,
             recorder=self.recorder,
             on_report=self._report,
-            checkpoint_freq=config.checkpoint_freq,
-            on_checkpoint=self._save_checkpoint,
             progress_bar=progress_bar,
         )
+        self.checkpointing = Checkpointing(
+            [self.callback],
+            user_callbacks,
+            model=self.model,
+            config=self.config,
+            folder=folder,
+            log=self.log,
+            reports=self.reports,
+            parts={"coverage": self.coverage, "recorder": self.recorder, "stopwatch": self.stopwatch},
+            recorder=self.recorder,
+            reward_model=self.reward_model,
+        )
+
+    def begin(self, overwrite: bool, resume: bool) -> bool:
+        """
+        Open the run folder.
+
+        :param overwrite: replace the run in it
+        :param resume: go on with the run in it
+        :return: False if the run is complete already
+        """
+
+        def resolve(total_timesteps: int) -> PretrainConfig:
+            return _resolve(self._given.with_changes(total_timesteps=total_timesteps), self._source, self.env)
+
+        if self.folder is not None:
+            self._lock = self.folder.lock()
+        return begin(self.folder, self.checkpointing, self.config, resolve, overwrite=overwrite, resume=resume)
 
     def _report(self, report: dict[str, float]) -> None:
         self.reports.append(report)
         if self.log is not None:
             self.log.write(report)
 
-    def _save_checkpoint(self, timesteps: int) -> None:
-        if self.folder is not None:
-            self.folder.save_models(self.model, self.reward_model, timesteps)
+    def on_interrupt(self) -> None:
+        """Report the last steps of a training that was stopped."""
+        self.callback.finish()
 
     def finish(self) -> PretrainedRun:
         """Fit the policy, and write."""
         config, model, folder, recorder = self.config, self.model, self.folder, self.recorder
+        if folder is not None:
+            folder.save_models(model, self.reward_model)
+            if recorder is not None:
+                folder.save_transitions(recorder.arrays())
         policies: PretrainedPolicies | None = None
         if config.policy_steps and recorder is not None and can_clone(model.observation_space, model.action_space):
             policies = clone_agent(
                 model, recorder.arrays(), config.policy_steps, seed=config.seed, progress_bar=self.progress_bar
             )
-        summary = _summarize(config, model, self.coverage, self.callback.seconds, time.perf_counter() - self.start)
+        summary = _summarize(config, model, self.coverage, self.callback.seconds, self.stopwatch.seconds)
         if folder is not None:
-            folder.save_models(model, self.reward_model)
             if policies is not None:
                 policies.actor.save(folder.path / POLICY, policies.gaussian, policies.cloned)
-            if recorder is not None:
-                folder.save_transitions(recorder.arrays())
-            _draw(folder, config, self.reports, recorder, self.reward_model, self.coverage)
+            draw_or_warn(
+                lambda: _draw(folder, config, self.reports, recorder, self.reward_model, self.coverage),
+                "Coverage, visits and reward",
+            )
             folder.write_summary(summary)
         return PretrainedRun(
             None if folder is None else folder.path,
@@ -349,10 +406,18 @@ class _Exploration:
         )
 
     def close(self) -> None:
-        """Close the environments and the log."""
-        self.env.close()
+        """Close the environments and the log, and leave the run folder to others."""
+        close_env(self.env)
         if self.log is not None:
             self.log.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _load(folder: RunFolder, device: str) -> PretrainedRun:
+    """A complete run, from its files."""
+    policy = folder.load_policy(device) if (folder.path / POLICY).is_file() else None
+    return PretrainedRun(folder.path, folder.summary, folder.load_model(device=device), folder.load_reward(device), policy)
 
 
 def _summarize(

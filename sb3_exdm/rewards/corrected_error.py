@@ -3,13 +3,14 @@
 import torch as th
 from torch import nn
 
+from sb3_exdm.common.state import Derived
 from sb3_exdm.diffusion import NoisePredictor
 
 CHUNK = 2**18
 """Number of hidden units that are computed at once on a CPU; more of them do not fit into its cache."""
 
 
-class CorrectedDenoisingError:
+class CorrectedDenoisingError(Derived):
     r"""
     Mean of :math:`\|\hat\epsilon(x_t) - \epsilon\|^2` over fixed noises, with a control variate against their small number.
 

@@ -5,10 +5,11 @@ import math
 import torch as th
 from torch import nn
 
+from sb3_exdm.common.state import Derived
 from sb3_exdm.diffusion import NoisePredictor
 
 
-class DenoisingError:
+class DenoisingError(Derived):
     r"""
     Mean of :math:`\|\hat\epsilon(\alpha_j x + \sigma_j \epsilon_j) - \epsilon_j\|^2` over fixed noises j.
 

@@ -223,6 +223,10 @@ class ScoreModel(FittedReward):
         self.model.load_training_state(state)
         self._apply_noise_range()
 
+    def recompute(self) -> None:
+        """Set the noise levels to those of the restored noise range."""
+        self._apply_noise_range()
+
 
 def _network_size(dim: int, condition_dim: int) -> tuple[list[int], float]:
     """Return the default widths of the hidden layers and the learning rate for them."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -234,6 +234,9 @@ Seeds = Annotated[
 class TrainingConfig(Config):
     """Settings that pre-training and fine-tuning share."""
 
+    command: ClassVar[str]
+    """Command of exdm that they are settings of."""
+
     env_id: Annotated[str | None, arg(name="env"), _shown("that of the pre-training", "ID")] = None
     """Id of a Gymnasium environment, e.g. Maze2d-SquareLarge-v0 or Pendulum-v1. "module:ID" imports the module first."""
     total_timesteps: Annotated[Positive, arg(name="steps")] = 20_000
@@ -252,11 +255,17 @@ class TrainingConfig(Config):
     """Changes to the hyper-parameters of the algorithm, merged deeply, e.g. '{"learning_rate": 0.001}'."""
     action_noise: Annotated[float | None, Between(0.0, 10.0), _shown("0.5 to explore, 0.1 to fine-tune", "X")] = None
     """Standard deviation of the Gaussian noise that td3 and ddpg add to actions in [-1, 1]."""
+    checkpoint_freq: Annotated[Count | None, _shown("10000, or 2000 in profile pixels")] = None
+    """Steps between two checkpoints, from which the run can be resumed; 0 for none."""
+    keep_checkpoints: Count = 2
+    """Checkpoints to keep, the latest ones; 0 for all."""
 
 
 @dataclass(kw_only=True)
 class PretrainConfig(TrainingConfig):
     """Settings of sb3_exdm.pretrain."""
+
+    command = "pretrain"
 
     env_id: Annotated[str, arg(name="env", metavar="ID")] = field()
     """Id of a Gymnasium environment, e.g. Maze2d-SquareLarge-v0 or Pendulum-v1. "module:ID" imports the module first."""
@@ -277,8 +286,6 @@ class PretrainConfig(TrainingConfig):
     """Width of these bins. Numbers of visited bins can be compared only between runs with the same width."""
     policy_steps: NUpdates = 3000
     """Gradient steps that fit a diffusion policy to the explored transitions, 0 for no such policy."""
-    checkpoint_freq: Count = 25_000
-    """Steps between two checkpoints in the run folder, 0 for none."""
 
 
 POLICIES = ("diffusion", "gaussian")
@@ -287,6 +294,8 @@ POLICIES = ("diffusion", "gaussian")
 @dataclass(kw_only=True)
 class FinetuneConfig(TrainingConfig):
     """Settings of sb3_exdm.finetune."""
+
+    command = "finetune"
 
     pretrained: Annotated[Path | None, _shown("train from scratch", "RUN")] = None
     """Run folder of exdm pretrain."""

@@ -257,6 +257,8 @@ class EnvSource:
             )
         except MemoryError:
             raise ValueError(f"There is no memory for {n_envs:,} environments {self.id!r}; lower n_envs.") from None
+        except (EOFError, ConnectionError) as error:
+            raise ValueError(f"Cannot make the environment {self.id!r}: a process of it ended at once.") from error
         except Exception as error:  # the code of an environment raises anything for arguments that it does not expect
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"Cannot make the environment {self.id!r}: {reason}") from error

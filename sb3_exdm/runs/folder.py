@@ -2,8 +2,12 @@
 
 import csv
 import math
+import os
 import platform
+import shutil
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,13 +20,25 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_exdm.common.resources import check_memory
-from sb3_exdm.common.serialization import FORMAT_VERSION, ArtifactError, atomic_path, read_json, write_json
+from sb3_exdm.common.serialization import (
+    FORMAT_VERSION,
+    ArtifactError,
+    atomic_path,
+    load_tree,
+    read_json,
+    save_tree,
+    sync,
+    write_json,
+)
+from sb3_exdm.common.state import Derived
 from sb3_exdm.common.validation import check_value, shown
 from sb3_exdm.policies.diffusion_actor import POLICY, DiffusionActor
 from sb3_exdm.rewards.base import FittedReward, IntrinsicReward
 from sb3_exdm.rewards.registry import load_reward
 from sb3_exdm.runs.agent_io import CONFIG, load_agent, observation_moments, save_agent
 from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from sb3_exdm.runs.lock import FolderLock
+from sb3_exdm.runs.row_file import RowFile
 
 SUMMARY = "summary.json"
 PROGRESS = "progress.csv"
@@ -31,7 +47,12 @@ REWARD = "reward.safetensors"
 TRANSITIONS = "transitions.npz"
 VIDEO = "video.mp4"
 CHECKPOINTS = "checkpoints"
+STATE = "state.safetensors"
+ROWS = ".rows"
 TENSORBOARD = "tensorboard"
+LOCK = "run.lock"
+_FILES = (SUMMARY, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, CONFIG)
+_STATE_KIND = "training state"
 
 _CONFIGS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 _REQUIRED = {
@@ -49,7 +70,19 @@ _FIGURES: dict[str, Any] = {
 
 
 class RunInterrupted(RuntimeError):
-    """Training was stopped from the keyboard; the message says what was kept."""
+    """A run was stopped before its end; the message says why, and what was kept."""
+
+
+class RunTerminated(SystemExit):
+    """
+    A run was stopped by SIGTERM; the exit status is 143.
+
+    :param message: what was kept
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(143)
+        self.message = message
 
 
 @dataclass(frozen=True)
@@ -103,20 +136,76 @@ class RunFolder:
 
         :param config: plain data
         :param overwrite: remove the files of an earlier run; other files in the folder stay
-        :raises FileExistsError: if the folder holds a run, or is a file
+        :raises FileExistsError: if the folder holds a run, or files that are not of a run but have the names of its files, or
+            is a file
+        """
+        self.check_free(overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.exists():
+            self.clean()
+            for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*{ROWS}", f"{CHECKPOINTS}/*/*.safetensors"):
+                for old in self.path.glob(pattern):
+                    old.unlink()
+            for folder in self.path.glob(f"{CHECKPOINTS}/*/"):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+            for name in _FILES:  # the configuration last: a folder without it would not be known as a run
+                (self.path / name).unlink(missing_ok=True)
+        self.write_config(config)
+
+    def check_free(self, overwrite: bool) -> None:
+        """
+        Refuse a folder that a new run must not write to; touches nothing.
+
+        :param overwrite: an earlier run may be replaced
+        :raises FileExistsError: see :meth:`create`
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"The output folder {self.path} is a file; name a folder.")
-        if self.exists():
-            if not overwrite:
-                raise FileExistsError(f"{self.path} already holds a run; choose another folder or allow overwriting it.")
-            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO):
-                (self.path / name).unlink(missing_ok=True)
-            for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*/*.safetensors"):
-                for old in self.path.glob(pattern):
-                    old.unlink()
-        self.path.mkdir(parents=True, exist_ok=True)
+        if self.exists() and not overwrite:
+            raise FileExistsError(
+                f"{self.path} already holds a run; choose another folder, allow overwriting it, or resume it."
+            )
+        foreign = [name for name in _FILES if (self.path / name).exists()]
+        if foreign and not self._is_run():
+            raise FileExistsError(
+                f"{self.path} holds {foreign[0]}, but is not the folder of a run; choose another one, or remove the file."
+            )
+
+    def _is_run(self) -> bool:
+        try:
+            return bool(self.config)
+        except ArtifactError:
+            return False
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """
+        Write the configuration.
+
+        :param config: plain data
+        """
         write_json(self.path / CONFIG, {"format_version": FORMAT_VERSION, **config, "versions": versions()})
+
+    def lock(self) -> FolderLock:
+        """
+        Take the folder for this process, and make it if it is missing.
+
+        :raises FolderLocked: if another process writes to it
+        :raises FileExistsError: if it is a file
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"The output folder {self.path} is a file; name a folder.")
+        return FolderLock(self.path / LOCK)
+
+    def clean(self) -> None:
+        """Remove unfinished files, which a process that was killed has left."""
+        for name in (*_FILES, "coverage.png", "visits.png", "reward.png", "learning_curve.png"):
+            path = self.path / name
+            for left in self.path.glob(f".{path.stem}-*{path.suffix}"):
+                left.unlink()
+        for folder in self.path.glob(f"{CHECKPOINTS}/.*"):
+            if folder.is_dir():
+                shutil.rmtree(folder)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """
@@ -133,20 +222,87 @@ class RunFolder:
         :param transitions: arrays with one row per transition
         """
         with atomic_path(self.path / TRANSITIONS) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **transitions)  # type: ignore[arg-type]
+            try:
+                np.savez_compressed(file, **transitions)  # type: ignore[arg-type]
+            except ValueError as error:
+                if isinstance(error.__context__, OSError):  # zipfile hides that the disk is full
+                    raise error.__context__ from None
+                raise
 
-    def save_models(self, model: BaseAlgorithm, reward_model: IntrinsicReward | None, checkpoint: int | None = None) -> None:
+    def save_models(self, model: BaseAlgorithm, reward_model: IntrinsicReward | None) -> None:
         """
-        Write the agent and the model of the intrinsic reward.
+        Write the agent and the model of the intrinsic reward at the end of the run.
 
         :param model: agent
         :param reward_model: model of the intrinsic reward, if there is one
-        :param checkpoint: number of timesteps, to write a checkpoint rather than the end of the run
         """
-        folder = self._models(checkpoint)
-        save_agent(folder / MODEL, model)
-        if reward_model is not None:
-            reward_model.save(folder / REWARD)
+        _write_models(self.path, model, reward_model)
+
+    def save_checkpoint(
+        self, model: BaseAlgorithm, reward_model: IntrinsicReward | None, state: dict[str, Any] | None, keep: int = 0
+    ) -> None:
+        """
+        Write a checkpoint: complete, or not at all.
+
+        :param model: agent
+        :param reward_model: model of the intrinsic reward, if there is one
+        :param state: state of the training, see :meth:`load_state`; None if it cannot be resumed from here
+        :param keep: number of checkpoints to keep, the latest ones; 0 for all
+        """
+        folder = self.path / CHECKPOINTS / str(model.num_timesteps)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            os.chmod(temporary, 0o755)
+            _write_models(temporary, model, reward_model)
+            if state is not None:
+                save_tree(temporary / STATE, state, kind=_STATE_KIND)
+            if folder.exists():  # from a run that was resumed further back
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+            sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if keep:
+            for old in self.checkpoints()[:-keep]:
+                shutil.rmtree(self._models(old))
+
+    def load_state(self) -> dict[str, Any] | None:
+        """
+        Read the state of the latest checkpoint that a training can be resumed from; later ones are removed.
+
+        :return: what :meth:`save_checkpoint` was given; None if there is no such checkpoint
+        """
+        state = None
+        for timesteps in reversed(self.checkpoints()):
+            try:
+                state = load_tree(self._models(timesteps) / STATE, kind=_STATE_KIND)
+                break
+            except ArtifactError:  # of the agent alone, or damaged
+                shutil.rmtree(self._models(timesteps))
+        return state
+
+    def row_file(self, name: str, arrays: Mapping[str, np.ndarray]) -> RowFile:
+        """
+        File of the rows of a memory, beside the checkpoints.
+
+        :param name: name of the memory
+        :param arrays: its arrays, ``(capacity, ...)`` each
+        """
+        (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        return RowFile(self.path / CHECKPOINTS / f"{name}{ROWS}", arrays)
+
+    def reopen(self, keep_logs: bool) -> None:
+        """
+        Mark the run as unfinished, to go on with it.
+
+        :param keep_logs: False if it starts from the beginning, without its logs
+        """
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        if not keep_logs:
+            for old in (*self.tensorboard.glob("events.*"), self.path / PROGRESS):
+                old.unlink(missing_ok=True)
 
     def progress_log(self) -> "ProgressLog":
         """Open ``progress.csv`` for writing."""
@@ -199,7 +355,7 @@ class RunFolder:
         """
         _ = self.config
         if not self.is_complete():
-            raise ArtifactError(f"The run in {self.path} was interrupted: it has no {SUMMARY}. Run it again.")
+            raise ArtifactError(f"The run in {self.path} was interrupted: it has no {SUMMARY}. Resume it, or run it again.")
         summary = read_json(self.path / SUMMARY)
         try:
             for name, hint in _FIGURES.items():
@@ -317,6 +473,11 @@ class RunFolder:
         """Mean and variance that vector observations were standardized with, ``(dim,)`` each; None if they were not."""
         return observation_moments(self.path / MODEL)
 
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard logs."""
+        return self.path / TENSORBOARD
+
     def pictures(self) -> list[Path]:
         """Figures and video of the run."""
         return [*sorted(self.path.glob("*.png")), *self.path.glob(VIDEO)]
@@ -331,16 +492,38 @@ class RunFolder:
         return self.path / CHECKPOINTS / str(checkpoint)
 
 
-class ProgressLog:
+def _write_models(folder: Path, model: BaseAlgorithm, reward_model: IntrinsicReward | None) -> None:
+    save_agent(folder / MODEL, model)
+    if reward_model is not None:
+        reward_model.save(folder / REWARD)
+
+
+class ProgressLog(Derived):
     """
     Writer of ``progress.csv``: a header, then a row per report, each complete on disk as soon as it is written.
 
-    :param path: file
+    :param path: file, which is made when the first row is written
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w", newline="", encoding="utf-8")
+        self._path = path
+        self._file: Any = None
         self._writer: csv.DictWriter | None = None
+
+    def rewrite(self, rows: Sequence[dict[str, float]]) -> None:
+        """
+        Replace all rows, for a run that goes on from a checkpoint.
+
+        :param rows: rows up to the checkpoint
+        """
+        self.close()
+        with atomic_path(self._path) as temporary:
+            again = ProgressLog(temporary)
+            for row in rows:
+                again.write(row)
+            again.close()
+        self._file = self._path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, fieldnames=list(rows[0])) if rows else None
 
     def write(self, row: dict[str, float]) -> None:
         """
@@ -349,6 +532,7 @@ class ProgressLog:
         :param row: figures by column, the same columns every time
         """
         if self._writer is None:
+            self._file = self._file or self._path.open("w", newline="", encoding="utf-8")
             self._writer = csv.DictWriter(self._file, fieldnames=list(row))
             self._writer.writeheader()
         self._writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
@@ -356,7 +540,9 @@ class ProgressLog:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -63,6 +63,7 @@ class Profile:
     :param finetune_learning_starts: transitions of the pre-trained policy before the first update
     :param critic_updates: updates of the critic alone when fine-tuning begins to learn. On the walker, a pre-trained policy
         lost most of its return within 250 updates without them
+    :param checkpoint_freq: steps between two checkpoints, few enough that little time is lost with those since the last one
     :param kl_steps: steps over which the KL regularization of a pre-trained Gaussian is annealed. On the walker, it lost half
         of its return and more without, even with a critic that had learned first
     """
@@ -80,6 +81,7 @@ class Profile:
     finetune_learning_starts: int
     critic_updates: int
     kl_steps: int
+    checkpoint_freq: int = 10_000
 
 
 _LARGE = Profile(
@@ -118,7 +120,7 @@ PROFILES: dict[str, Profile] = {
     # Measured on the walker.
     "proprioceptive": _LARGE,
     # Not tuned: the values of proprioceptive observations.
-    "pixels": _LARGE,
+    "pixels": replace(_LARGE, checkpoint_freq=2000),
 }
 """Profiles by name: bounded vectors of few dimensions, all other vectors, and images."""
 
@@ -241,6 +243,18 @@ def policy_name(observation_space: spaces.Space) -> str:
     if isinstance(observation_space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(observation_space) else "MlpPolicy"
+
+
+def without_size_of_run(content: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Leave out the size of the replay buffer that follows from the number of steps, so that the latter can be raised.
+
+    :param content: contents of ``config.json``
+    """
+    algo_kwargs = dict(content["algo_kwargs"])
+    if algo_kwargs.get("buffer_size") == min(content["total_timesteps"], MAX_BUFFER_SIZE):
+        del algo_kwargs["buffer_size"]
+    return {**content, "algo_kwargs": algo_kwargs}
 
 
 # Plain data -----------------------------------------------------------------------------------------------------------

@@ -328,6 +328,21 @@ class FinetuneReplayBuffer(ReplayBuffer):
         self._offline_cache: dict[str, ActionCache] = {}
         self._cache_is_current = False
 
+    def online_cache_arrays(self) -> dict[str, np.ndarray]:
+        """Cached actions of the online transitions, by name, views ``(buffer_size, n_envs, n_actions, action_dim)``."""
+        return {
+            f"cached_actions.{name}": cache.actions.reshape(self.buffer_size, self.n_envs, *cache.actions.shape[1:])
+            for name, cache in self._online_cache.items()
+        }
+
+    def cache_memories(self) -> list[np.ndarray]:
+        """All arrays of cached actions, and for the offline transitions the masks of those that are filled."""
+        offline = list(self._offline_cache.values())
+        return [
+            *(cache.actions for cache in (*self._online_cache.values(), *offline)),
+            *(cache.is_filled for cache in offline),
+        ]
+
     def __getstate__(self) -> dict[str, Any]:
         """Exclude the cached actions, which can be computed again."""
         return {**self.__dict__, "_online_cache": {}, "_offline_cache": {}, "_cache_is_current": False}

@@ -9,12 +9,13 @@ from gymnasium import spaces
 
 from sb3_exdm.common.returns import n_step_returns
 from sb3_exdm.common.spaces import scale_actions
+from sb3_exdm.common.state import Derived
 from sb3_exdm.common.validation import check_finite
 from sb3_exdm.finetuning.replay.action_cache import ActionCache
 
 
 @dataclass(frozen=True, slots=True)
-class Transitions:
+class Transitions(Derived):
     """
     Transitions as flat arrays. The successor of transition ``i`` in the same environment is ``i + stride``, modulo n.
 
