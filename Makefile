@@ -12,7 +12,7 @@ help:
 	@echo "make demo       explore a maze without a reward, then master a goal; print coverage and success, draw the pictures"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests without those marked slow, for the inner loop (under a minute)"
-	@echo "make test-long  runs that are killed at every moment, resumed and compared (half an hour)"
+	@echo "make test-long  runs that are killed at every moment, resumed and compared"
 	@echo "make bench      speed of the parts of exploration, as ratios to Stable-Baselines3's SAC (two minutes)"
 	@echo "make benchmark  the figures of docs/results.md (hours)"
 
