@@ -103,8 +103,11 @@ def check_output(path: str | Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     if folder.is_dir():
-        with tempfile.TemporaryFile(dir=folder):  # permissions do not tell: root has all, and some file systems take no file
-            pass
+        try:  # permissions do not tell: root has all, and some file systems take no file
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, f"Cannot write there ({error.strerror})", str(path)) from None
     elif folder != path.absolute():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     return path

@@ -387,10 +387,14 @@ class _Restore:
         return old
 
 
-@functools.lru_cache(maxsize=1024)
-def _is(cls: Any, protocol: Any) -> bool:
+_follows: dict[tuple[type, type], bool] = {}
+
+
+def _is(cls: type, protocol: type) -> bool:
     """Tell whether a class follows a protocol; the check takes long, and is made for few classes."""
-    return issubclass(cls, protocol)
+    if (cls, protocol) not in _follows:
+        _follows[cls, protocol] = issubclass(cls, protocol)
+    return _follows[cls, protocol]
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
