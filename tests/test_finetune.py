@@ -631,7 +631,7 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"correlation": 1.0}, "correlation must be below 1"),
+            ({"correlation": 1.0}, "correlation must be a number of at least 0 and below 1"),
             ({"start": "first"}, "last"),
             ({"warm_up": "uniform"}, "mixed"),
         ],

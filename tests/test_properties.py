@@ -144,7 +144,7 @@ def encoder_maps_rows_one_by_one(data: st.DataObject) -> None:
     low, high = encoder.bounds
     assert (code >= low - 1e-6).all() and (code <= high + 1e-6).all()
     rows = np.random.default_rng(seed).integers(n, size=n + 1)
-    np.testing.assert_array_equal(encoder(take(batch, rows)), code[rows])
+    np.testing.assert_allclose(encoder(take(batch, rows)), code[rows], rtol=1e-5, atol=1e-6)
 
 
 def spaces_survive_a_round_trip(data: st.DataObject) -> None:
@@ -183,7 +183,7 @@ def policies_can_read_what_recipes_give_them(data: st.DataObject) -> None:
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     for part in parts:
         assert part.shape != () or isinstance(part, spaces.Discrete)
-        assert spaces.flatdim(part) <= 4096
+        assert isinstance(part, spaces.Box) or spaces.flatdim(part) <= 4096
 
 
 def scoring_is_pure_and_permutes_with_the_batch(data: st.DataObject) -> None:
@@ -342,7 +342,7 @@ def test_property(property_, data):
 
 @pytest.mark.long
 @of_properties
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=200, deadline=None, database=None)
 @given(data=st.data())
 def test_property_at_length(property_, data):
     property_(data)

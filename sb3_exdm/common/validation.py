@@ -68,11 +68,15 @@ class Between:
         has_both = not is_integer and self.high - self.low <= 100.0  # the other bound is of interest, as in [0, 1]
         bounds = []
         if not is_above or has_both:
-            bounds.append(f"{'above' if self.open_low else 'of at least'} {self.low:,}")
+            bounds.append(f"{'above' if self.open_low else 'of at least'} {_number(self.low)}")
         if not is_below or has_both:
-            bounds.append(f"{'below' if self.open_high else 'of at most'} {self.high:,}")
+            bounds.append(f"{'below' if self.open_high else 'of at most'} {_number(self.high)}")
         kind = "an integer" if is_integer else "a number"
         raise ValueError(f"{name} must be {kind} {' and '.join(bounds)}, got {shown(value)}.")
+
+
+def _number(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True)
