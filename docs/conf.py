@@ -41,7 +41,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_class_signature = "mixed"
-autodoc_preserve_defaults = True
 
 
 def _is_reachable(url: str) -> bool:
