@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
-import sb3_exdm  # noqa: E402
+import sb3_exdm
 
 project = "sb3-exdm"
 author = "the sb3-exdm contributors"

@@ -19,10 +19,10 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 SMALLER = [
-    (r"\.learn\([\d_]+", ".learn(256"),
-    (r"\.learn\((total_timesteps=)?[\d_]+", r".learn(\g<1>256"),
+    (r"\.learn\([\d_]+", ".learn(128"),
+    (r'PPO\("MlpPolicy", (\w+)', r'PPO("MlpPolicy", \1, n_steps=32'),
+    (r"(n_steps=32.*), n_steps=\d+", r"\1"),
     (r"total_timesteps=[\d_]+", "total_timesteps=240"),
-    (r"n_steps=(128|256)", "n_steps=32"),
     (r"gradient_steps=100\b", "gradient_steps=20"),
     (r"([pP]retrain\([^)]*?), [\d_]+([,)])", r"\1, 400\2"),
     (r"(finetune\([^)]*?), [\d_]+([,)])", r"\1, 240\2"),
@@ -63,10 +63,10 @@ def run_blocks(page: Path) -> int:
 @pytest.fixture
 def restored_registries():
     """Forget what the blocks of a page register."""
-    known = {registry: set(registry) for registry in (REWARDS, OPERATORS, ENV_FACTORIES)}
+    known = [(registry, set(registry)) for registry in (REWARDS, OPERATORS, ENV_FACTORIES)]
     profiles = set(PROFILES)
     yield
-    for registry, names in known.items():
+    for registry, names in known:
         for name in set(registry) - names:
             registry.unregister(name)
     for name in set(PROFILES) - profiles:

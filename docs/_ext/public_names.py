@@ -59,9 +59,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, con
     if node.get("refdomain") != "py" or package != "sb3_exdm" or name not in api.__all__:
         return None
     assert app.builder is not None
-    return env.domains["py"].resolve_xref(
-        env, node["refdoc"], app.builder, "obj", documented_name(name), node, content
-    )  # type: ignore[return-value]
+    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", documented_name(name), node, content)  # type: ignore[return-value]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

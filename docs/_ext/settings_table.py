@@ -6,7 +6,7 @@ import inspect
 import textwrap
 from importlib import import_module
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -18,7 +18,7 @@ class SettingsTable(SphinxDirective):
     """List ``setting``, ``default`` and ``meaning`` of the fields of a dataclass, those of its bases first."""
 
     required_arguments = 1
-    option_spec = {"only-own": directives.flag}
+    option_spec: ClassVar[dict[str, Any]] = {"only-own": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         """Build a table with a row per field."""
