@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 # The demo ends at the cell that is furthest from the start.
 GOAL := '{"goal_cell": "farthest", "terminate_on_success": true}'
 
-.PHONY: help install test test-fast bench demo check format benchmark clean
+.PHONY: help install test test-fast test-long docs bench demo check format benchmark clean
 
 help:
 	@echo "make demo       explore a maze without a reward, then master a goal; print coverage and success, draw the pictures"
-	@echo "make test       lint, types and all tests"
+	@echo "make test       lint, types, the documentation site and all tests"
 	@echo "make test-fast  the tests without those marked slow, for the inner loop (under a minute)"
+	@echo "make test-long  the tests that take minutes"
+	@echo "make docs       the documentation site, in docs/_build/html"
 	@echo "make bench      speed of the parts of exploration, as ratios to Stable-Baselines3's SAC (two minutes)"
 	@echo "make benchmark  the figures of docs/results.md (hours)"
 
@@ -35,11 +37,19 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check
+# Warnings are errors. Without a network, links into other documentations are left out.
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/doctrees docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html."
+
+test: check docs
 	$(BIN)/python -m pytest
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s --no-header --durations=0 --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname tests/bench_speed.py
@@ -54,4 +64,4 @@ benchmark: install
 	$(BIN)/exdm benchmark control --out runs/control-benchmark
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) build dist docs/_build *.egg-info runs
