@@ -1,12 +1,18 @@
-"""The README and the pages of the site: every block runs, on a small budget, in the order of its page."""
+"""The README and the site: every block runs on a small budget, in the order of its page; links and names are complete."""
 
 import re
 import shlex
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch as th
 
+from sb3_exdm import api, diffusion, envs, finetuning, plots, policies, recipes, rewards
 from sb3_exdm.cli import main
 from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.rewards import REWARDS
@@ -17,6 +23,17 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+
+PLACES = {
+    "FINETUNE_ALGORITHMS": ["sb3_exdm.finetuning.gaussian.FINETUNE_ALGORITHMS"],
+    "MAZE_NAMES": ["sb3_exdm.envs.maze2d.layout.MAZE_NAMES"],
+    "OPERATORS": ["sb3_exdm.finetuning.operators.base.OPERATORS"],
+    "REWARDS": ["sb3_exdm.rewards.registry.REWARDS"],
+    "TASKS": ["sb3_exdm.envs.urlb.TASKS"],
+    "VECTORIZED_DOMAINS": ["sb3_exdm.envs.urlb.VECTORIZED_DOMAINS"],
+    "register_env_factory": ["sb3_exdm.runs.envs.register_env_factory"],
+}
+"""Where names are documented that do not know their module."""
 
 SMALLER = [
     (r"\.learn\([\d_]+", ".learn(128"),
@@ -89,3 +106,77 @@ def test_readme_is_short():
 def test_links_of_the_readme():
     for link in re.findall(r"\]\(((?!http)[^)#]+)", README.read_text(encoding="utf-8")):
         assert (ROOT / link).exists(), link
+
+
+class Page(HTMLParser):
+    """Ids, links, and files that a page of the site loads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.ids.add(attributes.get("id") or "")
+        if tag == "a" and attributes.get("href"):
+            self.links.append(attributes["href"])
+        elif tag == "link" and attributes.get("rel") != "canonical":
+            self.loaded.append(attributes["href"])
+        elif attributes.get("src"):
+            self.loaded.append(attributes["src"])
+
+
+def documented_names(inventory: Path) -> set[str]:
+    """Names in the inventory of the site."""
+    _, _, _, _, content = inventory.read_bytes().split(b"\n", 4)
+    lines = zlib.decompress(content).decode().splitlines()
+    return {line.split(" ")[0] for line in lines if " py:" in line}
+
+
+@pytest.mark.slow
+def test_site():
+    """The site builds without warnings, offline, documents every public name, and its links, anchors and images exist."""
+    pytest.importorskip("sphinx")
+    html = ROOT / "docs" / "_build" / "html"  # that of make docs, which leaves little to build
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        html.parent / "doctrees",
+        html.parents[1],
+        html,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    names = documented_names(html / "objects.inv")
+    for package in (api, diffusion, envs, finetuning, plots, policies, recipes, rewards):
+        for name in package.__all__:
+            value = getattr(package, name)
+            module, qualified = getattr(value, "__module__", ""), getattr(value, "__qualname__", name)
+            places = {
+                f"{module}.{qualified}",
+                f"{package.__name__}.{name}",
+                getattr(value, "__name__", ""),
+                *PLACES.get(name, ()),
+            }
+            assert places & names, f"{package.__name__}.{name} is on no page"
+
+    pages = {path: Page(path) for path in html.rglob("*.html")}
+    for path, page in pages.items():
+        for link in [*page.links, *page.loaded]:
+            address = urlsplit(link)
+            if address.scheme or address.netloc:
+                assert link not in page.loaded, f"{path.name} loads {link} from the network"
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
+            assert target.exists(), f"{path.relative_to(html)} links to {link}"
+            if address.fragment and target in pages:
+                assert unquote(address.fragment) in pages[target].ids, f"{path.relative_to(html)} links to {link}"

@@ -43,7 +43,11 @@ def test_distributions_hold_the_package_and_nothing_else(distributions):
     assert {name.split("/")[0] for name in names} == {"sb3_exdm", f"sb3_exdm-{sb3_exdm.__version__}.dist-info"}
     assert any(name.endswith("/LICENSE") for name in names)
     with tarfile.open(source) as archive:
-        assert {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1} >= {"envs", "sb3_exdm", "README.md"}
+        assert {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1} >= {
+            "envs",
+            "sb3_exdm",
+            "README.md",
+        }
 
 
 @pytest.mark.long
