@@ -26,6 +26,7 @@ extensions = [
 ]
 source_suffix = [".md"]
 exclude_patterns = ["_build"]
+smartquotes = False  # quotes in examples of flags must stay as they are
 nitpicky = True
 # Every reference to the library must resolve; those to other libraries do where their inventories can be read.
 nitpick_ignore_regex = [
@@ -69,8 +70,6 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
-pygments_style = "default"
-pygments_dark_style = "monokai"
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
