@@ -50,6 +50,7 @@ SMALLER = [
     (r"--episodes \d+", "--episodes 2"),
     (r"exdm pretrain", "exdm pretrain --policy-steps 20 --quiet"),
     (r"exdm finetune", "exdm finetune --distill-steps 20 --n-eval-episodes 2 --offline-updates 20 --quiet"),
+    (r"(exdm benchmark .*)--rewards [\w ]+ --seeds [\d-]+", r"\1--rewards zero --seeds 1"),
     (r"exdm clone(.*)--steps \d+", r"exdm clone\1--steps 20"),
 ]
 """Substitutions that reduce the budget of a block."""
