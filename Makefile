@@ -6,15 +6,16 @@ BIN := $(VENV)/bin
 # The demo ends at the cell that is furthest from the start.
 GOAL := '{"goal_cell": "farthest", "terminate_on_success": true}'
 
-.PHONY: help install test test-fast test-long test-oldest test-newest bench demo check format benchmark clean
+.PHONY: help install test test-fast test-long test-oldest test-newest docs bench demo check format benchmark clean
 
 help:
 	@echo "make demo       explore a maze without a reward, then master a goal; print coverage and success, draw the pictures"
-	@echo "make test       lint, types and all tests"
+	@echo "make test       lint, types, the documentation site and all tests"
 	@echo "make test-fast  the tests without those marked slow, for the inner loop (under a minute)"
 	@echo "make test-long  the tests that take minutes: fuzz, properties, runs that are killed at every moment (half an hour)"
 	@echo "make test-oldest, make test-newest"
 	@echo "                the fast tests with the oldest and the newest versions of all dependencies, in environments of their own"
+	@echo "make docs       the documentation site, in docs/_build/html"
 	@echo "make bench      speed of the parts of exploration, as ratios to Stable-Baselines3's SAC (two minutes)"
 	@echo "make benchmark  the figures of docs/results.md (hours)"
 
@@ -38,7 +39,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check
+# Warnings are errors. Without a network, links into other documentations are left out.
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/doctrees docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html."
+
+test: check docs
 	$(BIN)/python -m pytest
 
 test-fast: install
@@ -76,4 +82,4 @@ benchmark: install
 	$(BIN)/exdm benchmark control --out runs/control-benchmark
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build *.egg-info runs
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist docs/_build *.egg-info runs

@@ -1,11 +1,27 @@
 """Packaging: the library in ``sb3_exdm/``, and the top-level ``envs/`` folder installed as ``sb3_exdm.envs``."""
 
+import os
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
 version = (root / "sb3_exdm" / "version.txt").read_text(encoding="utf-8").strip()
+
+# Address of the public repository, which the workflow that publishes sets. A package index shows the README outside of it.
+repository = os.environ.get("REPOSITORY_URL", "").rstrip("/")
+
+
+def readme() -> str:
+    """README for a package index: links into the repository are absolute; without an address they are left out."""
+    text = (root / "README.md").read_text(encoding="utf-8")
+    if not repository:
+        text = re.sub(r"!\[[^\]]*\]\((?!http)[^)]*\)\n*", "", text)
+        return re.sub(r"\[([^\]]*)\]\((?!http)[^)]*\)", r"\1", text)
+    text = re.sub(r"(!\[[^\]]*\])\((?!http)([^)]*)\)", rf"\1({repository}/raw/v{version}/\2)", text)
+    return re.sub(r"(\[[^\]]*\])\((?!http)([^)]*)\)", rf"\1({repository}/blob/v{version}/\2)", text)
+
 
 # Every lower bound is installed and tested by `make test-oldest`, the newest versions by `make test-newest`.
 core = [
@@ -24,7 +40,9 @@ benchmark = ["joblib>=1.3", "pandas>=1.5.3,<3", "rliable>=1.2", "scipy>=1.10"]
 video = ["imageio[ffmpeg]>=2.30"]
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
+docs = ["furo>=2024.8", "latex2mathml>=3.77", "myst-parser>=4", "sphinx>=8.1", "sphinx-copybutton>=0.5"]
 tests = [
+    "build>=1.2",
     "diffusers>=0.30",
     "hypothesis>=6.100",
     "minari[hdf5]>=0.5",
@@ -41,9 +59,28 @@ setup(
     name="sb3-exdm",
     version=version,
     description="Exploratory diffusion models for reward-free reinforcement learning, on Gymnasium and Stable-Baselines3",
-    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
+    author="the sb3-exdm contributors",
     license="MIT",
+    license_files=["LICENSE"],
+    keywords=[
+        *("reinforcement learning", "unsupervised reinforcement learning", "exploration", "intrinsic motivation"),
+        *("diffusion model", "diffusion policy", "stable-baselines3", "gymnasium", "pytorch"),
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2502.07279",
+        **({"Source": repository, "Changelog": f"{repository}/blob/v{version}/CHANGELOG.md"} if repository else {}),
+    },
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["sb3_exdm", "sb3_exdm.*"]),
@@ -56,6 +93,7 @@ setup(
     extras_require={
         "benchmark": benchmark,
         "dmc": dmc,
+        "docs": docs,
         "robotics": ["gymnasium-robotics>=1.4"],
         "video": video,
         "tests": tests,

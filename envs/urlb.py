@@ -52,7 +52,7 @@ TASKS: dict[str, ControlTask] = {
 """All tasks, by env id."""
 
 VECTORIZED_DOMAINS = ("walker", "quadruped", "hopper")
-"""Domains that :class:`~sb3_exdm.envs.control.ControlVectorEnv` supports."""
+"""Domains that :class:`~sb3_exdm.envs.control.vector_env.ControlVectorEnv` supports."""
 
 
 def expert_return(env_id: str) -> float | None:

@@ -14,6 +14,7 @@ from sb3_exdm.rewards import REWARDS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
+    "animate_maze": ["--steps", "400", "--frames", "3"],
     "diffusion_policy": ["--pretrain-steps", "400", "--steps", "160"],
     "dmc_walker": ["--pretrain-steps", "300", "--steps", "160", "--no-video"],
     "finetune_maze": ["--pretrain-steps", "400", "--steps", "160"],

@@ -99,6 +99,7 @@ class EnvFactory:
 ENV_FACTORIES: Registry[type[EnvFactory]] = Registry("env factory")
 """Factories by the prefix of the ids."""
 register_env_factory = ENV_FACTORIES.register
+"""Return a decorator that registers a subclass of :class:`EnvFactory` for a prefix of ids."""
 
 
 @register_env_factory("Maze2d-")
