@@ -20,13 +20,16 @@ core = [
 ]
 # rliable 1.2 needs arch 7, which pandas 3 breaks.
 benchmark = ["joblib>=1.3", "pandas<3", "rliable>=1.2", "scipy>=1.10"]
-video = ["imageio[ffmpeg]>=2.30"]
+video = ["imageio>=2.30", "imageio-ffmpeg>=0.4.9"]
+hub = ["huggingface_hub>=0.34"]
+minari = ["minari[hdf5]>=0.5"]
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
 tests = [
     "diffusers>=0.30",
     "hypothesis>=6.100",
-    "minari[hdf5]>=0.5",
+    *hub,
+    *minari,
     "mypy>=1.10",
     "pytest>=8",
     "pytest-benchmark>=5",
@@ -57,8 +60,10 @@ setup(
         "dmc": dmc,
         "robotics": ["gymnasium-robotics>=1.4"],
         "video": video,
+        "hub": hub,
+        "minari": minari,
         "tests": tests,
-        "all": benchmark + dmc + video,
+        "all": benchmark + dmc + video + hub + minari,
     },
     entry_points={"console_scripts": ["exdm=sb3_exdm.cli:main"]},
 )

@@ -10,7 +10,7 @@ from sb3_exdm import api
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("envs", "common", "metrics", "diffusion", "rewards", "exploration", "algorithms", "policies", "finetuning"),
+    *("doctor", "envs", "common", "metrics", "diffusion", "rewards", "exploration", "algorithms", "policies", "finetuning"),
     *("runs", "plots", "recipes", "benchmark", "api", "cli"),
 ]
 """A package imports only from itself and from those before it."""

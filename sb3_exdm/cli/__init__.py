@@ -19,6 +19,7 @@ COMMANDS = {
     "plot": "Draw the curves of several runs in one figure.",
     "report": "Aggregate fine-tuning runs over tasks and seeds.",
     "benchmark": "Run the benchmarks of the documentation.",
+    "doctor": "Check the installation.",
 }
 """Subcommands and what they do; each is the module of the same name."""
 
