@@ -53,7 +53,7 @@ setup(
         *(f"sb3_exdm.envs.{name}" for name in find_packages("envs")),
     ],
     package_dir={"sb3_exdm": "sb3_exdm", "sb3_exdm.envs": "envs"},
-    package_data={"sb3_exdm": ["py.typed", "version.txt"], "sb3_exdm.envs": ["*.json", "**/*.json"]},
+    package_data={"sb3_exdm": ["py.typed", "version.txt", "sharing/*.css"], "sb3_exdm.envs": ["*.json", "**/*.json"]},
     install_requires=core,
     extras_require={
         "benchmark": benchmark,

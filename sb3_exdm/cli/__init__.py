@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "Evaluate an agent on whole episodes.",
     "clone": "Fit a diffusion policy to recorded transitions.",
     "plot": "Draw the curves of several runs in one figure.",
+    "show": "Write a page with everything about a run.",
     "report": "Aggregate fine-tuning runs over tasks and seeds.",
     "benchmark": "Run the benchmarks of the documentation.",
     "doctor": "Check the installation.",

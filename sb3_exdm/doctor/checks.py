@@ -107,8 +107,11 @@ def _requirements(distribution: str, extra: str = "") -> list[Any]:
     for text in metadata.requires(distribution) or []:
         requirement = Requirement(text)
         marker = requirement.marker
-        always = marker is None or marker.evaluate({"extra": ""})
-        if always if not extra else not always and marker.evaluate({"extra": extra}):
+        if marker is None or marker.evaluate({"extra": ""}):
+            belongs = not extra
+        else:
+            belongs = bool(extra) and marker.evaluate({"extra": extra})
+        if belongs:
             found.append(requirement)
     return found
 

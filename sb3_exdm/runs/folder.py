@@ -28,6 +28,7 @@ MODEL = "model.safetensors"
 REWARD = "reward.safetensors"
 TRANSITIONS = "transitions.npz"
 VIDEO = "video.mp4"
+PAGE = "index.html"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 
@@ -99,7 +100,7 @@ class RunFolder:
         if self.exists():
             if not overwrite:
                 raise FileExistsError(f"{self.path} already holds a run; choose another folder or allow overwriting it.")
-            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO):
+            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, PAGE):
                 (self.path / name).unlink(missing_ok=True)
             for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*/*.safetensors"):
                 for old in self.path.glob(pattern):
