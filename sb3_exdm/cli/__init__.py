@@ -20,6 +20,9 @@ COMMANDS = {
     "show": "Write a page with everything about a run.",
     "report": "Aggregate fine-tuning runs over tasks and seeds.",
     "benchmark": "Run the benchmarks of the documentation.",
+    "push": "Share a run on the Hugging Face Hub.",
+    "pull": "Download a run from the Hugging Face Hub.",
+    "export": "Write explored transitions as a data set of Minari.",
     "doctor": "Check the installation.",
 }
 """Subcommands and what they do; each is the module of the same name."""

@@ -100,13 +100,17 @@ class RunFolder:
         if self.exists():
             if not overwrite:
                 raise FileExistsError(f"{self.path} already holds a run; choose another folder or allow overwriting it.")
-            for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, PAGE):
-                (self.path / name).unlink(missing_ok=True)
-            for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*/*.safetensors"):
-                for old in self.path.glob(pattern):
-                    old.unlink()
+            self.remove()
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG, {"format_version": FORMAT_VERSION, **config, "versions": versions()})
+
+    def remove(self) -> None:
+        """Remove the files of the run; other files in the folder stay."""
+        for name in (SUMMARY, CONFIG, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, PAGE):
+            (self.path / name).unlink(missing_ok=True)
+        for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*/*.safetensors"):
+            for old in self.path.glob(pattern):
+                old.unlink()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """
