@@ -28,9 +28,12 @@ dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
 tests = [
     "diffusers>=0.30",
     "hypothesis>=6.100",
+    "ipykernel>=6.25",
     *hub,
     *minari,
     "mypy>=1.10",
+    "nbclient>=0.9",
+    "nbformat>=5.9",
     "pytest>=8",
     "pytest-benchmark>=5",
     "pytest-timeout>=2.3",

@@ -32,6 +32,7 @@ from sb3_exdm.runs.folder import RunFolder, RunInterrupted
 from sb3_exdm.sharing.hub import load_from_hub, push_to_hub
 from sb3_exdm.sharing.log_callback import LogCallback
 from sb3_exdm.sharing.minari import export_minari
+from sb3_exdm.sharing.page import write_page
 
 __all__ = [
     "OPERATORS",
@@ -79,4 +80,5 @@ __all__ = [
     "register_reward",
     "relabel",
     "state_coverage",
+    "write_page",
 ]
