@@ -11,8 +11,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
-from tqdm.auto import tqdm
 
+from sb3_exdm.common.progress import Progress
 from sb3_exdm.exploration.replay_buffer import ScoreRewardReplayBuffer
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper, reached_observations
 from sb3_exdm.exploration.wrapper import ScoreRewardWrapper
@@ -200,7 +200,7 @@ class ExplorationCallback(BaseCallback):
         ``intrinsic_reward_mean`` and ``score_loss``, the first metric of the last fit
     :param checkpoint_freq: timesteps between two checkpoints, 0 for none
     :param on_checkpoint: function of the number of timesteps
-    :param progress_bar: show a progress bar with the coverage, if the output is a terminal
+    :param progress_bar: show the progress with the coverage, see :class:`~sb3_exdm.common.progress.Progress`
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class ExplorationCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._start = time.perf_counter()
         self._statistics = RewardStatistics(self.model)
-        self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
+        self._progress = Progress(self.total_timesteps, self.progress_bar)
         self._last_obs = self._raw(self.model._last_obs)
 
     def _raw(self, observations: Any) -> Any:
@@ -273,7 +273,7 @@ class ExplorationCallback(BaseCallback):
             )
         self._statistics.collect(infos)
         self._last_obs = observations
-        self._bar.update(len(dones))
+        self._progress.update(len(dones))
         if self.num_timesteps // self.report_freq > self._n_reports:
             self._report()
         if self.checkpoint_freq and self.num_timesteps // self.checkpoint_freq > self._n_checkpoints:
@@ -299,7 +299,7 @@ class ExplorationCallback(BaseCallback):
             if self.coverage.of_ceiling is not None:
                 report["coverage_of_ceiling"] = float(self.coverage.of_ceiling)
             self.logger.record("rollout/coverage", report["coverage"])
-            self._bar.set_postfix(coverage=f"{report['coverage']:.3g}", refresh=False)
+            self._progress.describe("coverage", report["coverage"])
         rewards, fit_metrics = self._statistics.rewards(), self._statistics.fit_metrics()
         for key, value in {**rewards, **fit_metrics}.items():
             self.logger.record(key, value)
@@ -314,7 +314,7 @@ class ExplorationCallback(BaseCallback):
             if self._reached:
                 self._report()
             self.seconds = time.perf_counter() - self._start
-            self._bar.close()
+            self._progress.close()
 
     def _on_training_end(self) -> None:
         self.finish()
