@@ -37,7 +37,9 @@ core = [
 ]
 # rliable 1.2 needs arch 7, which pandas 3 breaks.
 benchmark = ["joblib>=1.3", "pandas>=1.5.3,<3", "rliable>=1.2", "scipy>=1.10"]
-video = ["imageio[ffmpeg]>=2.30"]
+video = ["imageio>=2.30", "imageio-ffmpeg>=0.4.9"]
+hub = ["huggingface_hub>=0.34"]
+minari = ["minari[hdf5]>=0.5"]
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
 docs = ["furo>=2024.8", "latex2mathml>=3.77", "myst-parser>=4", "sphinx>=8.1", "sphinx-copybutton>=0.5"]
@@ -45,8 +47,12 @@ tests = [
     "build>=1.2",
     "diffusers>=0.30",
     "hypothesis>=6.100",
-    "minari[hdf5]>=0.5",
+    "ipykernel>=6.25",
+    *hub,
+    *minari,
     "mypy>=1.10",
+    "nbclient>=0.9",
+    "nbformat>=5.9",
     "pytest>=8",
     "pytest-benchmark>=5",
     "pytest-timeout>=2.3.1",
@@ -88,7 +94,7 @@ setup(
         *(f"sb3_exdm.envs.{name}" for name in find_packages("envs")),
     ],
     package_dir={"sb3_exdm": "sb3_exdm", "sb3_exdm.envs": "envs"},
-    package_data={"sb3_exdm": ["py.typed", "version.txt"], "sb3_exdm.envs": ["*.json", "**/*.json"]},
+    package_data={"sb3_exdm": ["py.typed", "version.txt", "sharing/*.css"], "sb3_exdm.envs": ["*.json", "**/*.json"]},
     install_requires=core,
     extras_require={
         "benchmark": benchmark,
@@ -96,8 +102,10 @@ setup(
         "docs": docs,
         "robotics": ["gymnasium-robotics>=1.4"],
         "video": video,
+        "hub": hub,
+        "minari": minari,
         "tests": tests,
-        "all": benchmark + dmc + video,
+        "all": benchmark + dmc + video + hub + minari,
     },
     entry_points={"console_scripts": ["exdm=sb3_exdm.cli:main"]},
 )

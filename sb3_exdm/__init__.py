@@ -13,7 +13,7 @@ from typing import Any
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
 
 # The command `exdm` imports what a subcommand needs, so that its help does not wait for PyTorch.
-if Path(sys.argv[0] if sys.argv else "").stem != "exdm":
+if Path(sys.argv[0] if sys.argv else "").stem != "exdm" and sys.orig_argv[1:3] != ["-m", "sb3_exdm"]:
     from sb3_exdm.api import *  # noqa: F403
 
 

@@ -29,6 +29,10 @@ from sb3_exdm.rewards.score import ScoreModel
 from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
 from sb3_exdm.runs.envs import EnvFactory, register_env_factory
 from sb3_exdm.runs.folder import RunFolder, RunInterrupted
+from sb3_exdm.sharing.hub import load_from_hub, push_to_hub
+from sb3_exdm.sharing.log_callback import LogCallback
+from sb3_exdm.sharing.minari import export_minari
+from sb3_exdm.sharing.page import write_page
 
 __all__ = [
     "OPERATORS",
@@ -47,6 +51,7 @@ __all__ = [
     "FusedSAC",
     "IntrinsicReward",
     "IntrinsicRewardCallback",
+    "LogCallback",
     "Operator",
     "PretrainConfig",
     "PretrainedRun",
@@ -61,15 +66,19 @@ __all__ = [
     "clone",
     "envs",
     "evaluate",
+    "export_minari",
     "finetune",
+    "load_from_hub",
     "load_reward",
     "make_reward",
     "pretrain",
     "pretrain_seeds",
+    "push_to_hub",
     "record_video",
     "register_env_factory",
     "register_operator",
     "register_reward",
     "relabel",
     "state_coverage",
+    "write_page",
 ]

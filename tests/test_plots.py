@@ -301,6 +301,43 @@ def test_runs_that_differ_in_seed_are_one_line(tmp_path):
     assert values.mean(axis=0).tolist() == pytest.approx([0.15, 0.4])
 
 
+@pytest.mark.parametrize("n_methods, bands", [(4, 4), (9, 0)])
+def test_many_methods_have_ranges_at_the_end_instead_of_bands(tmp_path, monkeypatch, n_methods, bands):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: drawn.append(figure))
+    runs = [
+        make_run(tmp_path / f"{method}-{seed}", reward=f"r{method}", seed=seed, coverage=[0.0, 0.05 * method + 0.02 * seed])
+        for method in range(n_methods)
+        for seed in range(3)
+    ]
+    plot_runs(runs, tmp_path / "c.png")
+    (figure,) = drawn
+    (axes,) = figure.axes
+    kinds = [type(collection).__name__ for collection in axes.collections]
+    assert kinds.count("FillBetweenPolyCollection") == bands
+    bars = [collection for collection in axes.collections if type(collection).__name__ == "LineCollection"]
+    assert len(bars) == n_methods - bands
+    for place, bar in enumerate(bars):  # from the best to the worst, beyond the last step
+        (segment,) = bar.get_segments()
+        method = n_methods - 1 - place
+        np.testing.assert_allclose(segment[:, 1], [0.05 * method, 0.05 * method + 0.04])
+        assert (segment[:, 0] > 2000).all()
+    assert ("bar at the end" in figure.legends[0].get_title().get_text()) == (n_methods == 9)
+
+
+def test_the_color_scale_of_visits_names_its_end(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(maps, "save_figure", lambda figure, path: drawn.append(figure))
+    corner = np.tile(TREE.start_cells[0], (5000, 1))
+    spread = np.random.default_rng(0).uniform(-0.5, 0.5, (5000, 2)) + TREE.start_cells[0]
+    plot_visits(np.concatenate([corner, spread]), tmp_path / "v.png", layout=TREE)
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    (bar,) = figure.axes[0].child_axes
+    labels = [label.get_text() for label in bar.get_yticklabels()]
+    assert labels[:2] == ["1", "2"] and labels[-1].endswith(" or more") and bar.get_ylabel() == "visits per bin (white: none)"
+
+
 def test_unequal_steps_are_interpolated():
     line = curves._Line(
         "score", True, [(np.array([0.0, 4.0]), np.array([0.0, 4.0])), (np.array([1.0, 3.0]), np.array([0.0, 2.0]))]

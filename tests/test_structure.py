@@ -10,8 +10,8 @@ from sb3_exdm import api
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("envs", "common", "metrics", "diffusion", "rewards", "exploration", "algorithms", "policies", "finetuning"),
-    *("runs", "plots", "recipes", "benchmark", "api", "cli"),
+    *("doctor", "envs", "common", "metrics", "diffusion", "rewards", "exploration", "algorithms", "policies", "finetuning"),
+    *("runs", "plots", "recipes", "benchmark", "sharing", "api", "cli"),
 ]
 """A package imports only from itself and from those before it."""
 

@@ -18,8 +18,13 @@ COMMANDS = {
     "evaluate": "Evaluate an agent on whole episodes.",
     "clone": "Fit a diffusion policy to recorded transitions.",
     "plot": "Draw the curves of several runs in one figure.",
+    "show": "Write a page with everything about a run.",
     "report": "Aggregate fine-tuning runs over tasks and seeds.",
     "benchmark": "Run the benchmarks of the documentation.",
+    "push": "Share a run on the Hugging Face Hub.",
+    "pull": "Download a run from the Hugging Face Hub.",
+    "export": "Write explored transitions as a data set of Minari.",
+    "doctor": "Check the installation.",
 }
 """Subcommands and what they do; each is the module of the same name."""
 

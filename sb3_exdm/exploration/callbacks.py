@@ -10,8 +10,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
-from tqdm.auto import tqdm
 
+from sb3_exdm.common.progress import Progress
 from sb3_exdm.common.stopwatch import Stopwatch
 from sb3_exdm.exploration.replay_buffer import ScoreRewardReplayBuffer
 from sb3_exdm.exploration.vec_wrapper import VecScoreRewardWrapper, reached_observations
@@ -212,7 +212,7 @@ class ExplorationCallback(BaseCallback):
     :param report_freq: timesteps between two reports
     :param on_report: function of a report: ``timesteps``, ``seconds``, ``coverage``, ``coverage_of_ceiling``,
         ``intrinsic_reward_mean`` and ``score_loss``, the first metric of the last fit
-    :param progress_bar: show a progress bar with the coverage, if the output is a terminal
+    :param progress_bar: show the progress with the coverage, see :class:`~sb3_exdm.common.progress.Progress`
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class ExplorationCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._stopwatch = Stopwatch()
         self._statistics = RewardStatistics(self.model)
-        self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
+        self._progress = Progress(self.total_timesteps, self.progress_bar)
 
     def _on_rollout_start(self) -> None:
         self._last_obs = self._raw(self.model._last_obs)
@@ -282,7 +282,7 @@ class ExplorationCallback(BaseCallback):
             )
         self._statistics.collect(infos)
         self._last_obs = observations
-        self._bar.update(self.num_timesteps - self._bar.n)
+        self._progress.update(self.num_timesteps - self._progress.n)
         if self.num_timesteps // self.report_freq > self._n_reports:
             self._report()
         return True
@@ -304,7 +304,7 @@ class ExplorationCallback(BaseCallback):
             if self.coverage.of_ceiling is not None:
                 report["coverage_of_ceiling"] = float(self.coverage.of_ceiling)
             self.logger.record("rollout/coverage", report["coverage"])
-            self._bar.set_postfix(coverage=f"{report['coverage']:.3g}", refresh=False)
+            self._progress.describe("coverage", report["coverage"])
         rewards, fit_metrics = self._statistics.rewards(), self._statistics.fit_metrics()
         for key, value in {**rewards, **fit_metrics}.items():
             self.logger.record(key, value)
@@ -319,7 +319,7 @@ class ExplorationCallback(BaseCallback):
             if self._reached:
                 self._report()
             self.seconds = self._stopwatch.seconds
-            self._bar.close()
+            self._progress.close()
 
     def _on_training_end(self) -> None:
         self.finish()

@@ -24,6 +24,8 @@ _UNFINISHED: Any = (0, (4, 2))
 _METRICS = ("coverage", "success_rate", "mean_reward")
 _GROUP_BY = ("reward", "algo")
 _FINETUNE_GROUP_BY = ("policy", "start", "operator", "algo", "pretrained", "reuse_data")
+_MAX_BANDS = 4
+"""More bands than this in a panel hide each other; the ranges at the end are drawn beside the curves instead."""
 X_LABELS = {"timesteps": "environment steps", "seconds": "seconds"}
 """Columns of the x axis."""
 _YLABELS = {"coverage": "visited bins", "success_rate": "success rate", "mean_reward": "return"}
@@ -127,7 +129,8 @@ def plot_runs(
     Plot the curves of several runs, one panel per environment.
 
     Runs with equal settings ``group_by``, which differ only in the seed, are plotted as their mean, with a band from the
-    minimum to the maximum. Unfinished runs are plotted one by one, dashed, and do not shorten the mean.
+    minimum to the maximum, or with a bar at the end where bands of many curves would hide each other. Unfinished runs are
+    plotted one by one, dashed, and do not shorten the mean.
 
     :param run_folders: folders of ``exdm pretrain``, or of ``exdm finetune``
     :param path: image file; the ending sets the format
@@ -159,12 +162,16 @@ def plot_runs(
     width = 6.0 if n_columns == 1 else 3.3 * n_columns
     # A letter is about 0.085 inches wide; the handle and the gap are as wide as eight letters.
     n_legend_columns = max(1, min(len(labels), int(width / 0.085 / (max(map(len, labels)) + 8))))
-    figure = new_figure(width, 2.8 * n_rows + 0.4 + 0.23 * math.ceil(len(labels) / n_legend_columns))
+    height = 3.4 if n_columns == 1 and any(map(_is_crowded, panels.values())) else 2.8
+    figure = new_figure(width, height * n_rows + 0.4 + 0.23 * math.ceil(len(labels) / n_legend_columns))
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
     handles: dict[str, Any] = {}
     for axes, (env_id, lines) in zip(grid.flat, panels.items(), strict=False):
+        has_bands = not _is_crowded(lines)
         for line in lines:
-            handles[line.label] = _draw_line(axes, line, labels.index(line.label))
+            handles[line.label] = _draw_line(axes, line, labels.index(line.label), has_bands)
+        if not has_bands:
+            _draw_ranges(axes, lines, labels)
         _finish_panel(axes, env_id, x, metric, is_first=axes in grid[:, 0])
         if env_id in unknown_bins:
             axes.set_ylabel("visited bins (widths may differ)")
@@ -176,7 +183,7 @@ def plot_runs(
         loc="outside lower center",
         ncols=n_legend_columns,
         frameon=False,
-        title=_legend_title([line for lines in panels.values() for line in lines]),
+        title=_legend_title(panels.values()),
         title_fontsize=9,
     )
     legend.get_title().set_color("#555555")
@@ -266,15 +273,31 @@ def _setting(run: RunRecord, field: str) -> str:
     return "" if value is None else str(value)
 
 
-def _draw_line(axes: Axes, line: _Line, index: int) -> Any:
+def _is_crowded(lines: Sequence[_Line]) -> bool:
+    return sum(len(line.curves) > 1 for line in lines) > _MAX_BANDS
+
+
+def _draw_line(axes: Axes, line: _Line, index: int, has_band: bool) -> Any:
     steps, values = line.on_common_steps()
     color = COLORS[index % len(COLORS)]
     style = _LINE_STYLES[index // len(COLORS) % len(_LINE_STYLES)] if line.finished else _UNFINISHED
     marker = "o" if len(steps) == 1 else ""  # a single point is invisible without a marker
     (handle,) = axes.plot(steps, values.mean(axis=0), color=color, linestyle=style, linewidth=2.0, marker=marker)
-    if len(values) > 1:
+    if has_band and len(values) > 1:
         axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
     return handle
+
+
+def _draw_ranges(axes: Axes, lines: Sequence[_Line], labels: Sequence[str]) -> None:
+    """Draw the range of each curve at its end, from minimum to maximum, as a bar right of all curves."""
+    ends = {line.label: line.on_common_steps() for line in lines if len(line.curves) > 1}
+    last = max(float(steps[-1]) for steps, _ in ends.values())
+    for place, (label, (_, values)) in enumerate(sorted(ends.items(), key=lambda end: -end[1][1][:, -1].mean())):
+        x, color = last * (1.025 + 0.015 * place), COLORS[labels.index(label) % len(COLORS)]
+        axes.vlines(x, values[:, -1].min(), values[:, -1].max(), color=color, linewidth=2.0)
+        axes.plot(x, values[:, -1].mean(), color=color, marker="o", markersize=3.5, linestyle="none")
+    axes.spines["bottom"].set_bounds(0, last)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= last])
 
 
 def _finish_panel(axes: Axes, env_id: str, x: str, metric: str, is_first: bool) -> None:
@@ -292,12 +315,15 @@ def _finish_panel(axes: Axes, env_id: str, x: str, metric: str, is_first: bool) 
     axes.set_xlim(left=0)
 
 
-def _legend_title(lines: list[_Line]) -> str | None:
-    counts = sorted({len(line.curves) for line in lines if line.finished})
+def _legend_title(panels: Iterable[Sequence[_Line]]) -> str | None:
+    panels = list(panels)
+    counts = sorted({len(line.curves) for lines in panels for line in lines if line.finished})
     if not counts or counts[-1] == 1:
         return None
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"mean of {number} runs (band: minimum to maximum)"
+    crowded = set(map(_is_crowded, panels))
+    ranges = "band or bar" if len(crowded) > 1 else "bar at the end" if True in crowded else "band"
+    return f"mean of {number} runs ({ranges}: minimum to maximum)"
 
 
 def _ceiling(env_id: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_exdm.envs import MazeLayout
-from sb3_exdm.plots.style import COLORS, as_positions, check_picture_path, new_figure, save_figure
+from sb3_exdm.plots.style import COLORS, as_positions, check_picture_path, new_figure, save_figure, short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WALL = "#2E3440"
 _OUTSIDE = "#DDE1E8"
 _N_BINS = 80  # along each axis, without a maze
+_VISIT_TICKS = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
 _MAX_GRID_POINTS = 20_000
 
 
@@ -62,7 +63,11 @@ def plot_visits(
         rasterized=True,
     )
     _finish_map(axes, layout, goal, labels, title or f"{len(positions):,} visited states")
-    _draw_color_bar(figure, axes, mesh, "visits per bin (white: 0)", "max" if counts.max() > most else "neither")
+    limits = "max" if counts.max() > most else "neither"
+    bar = _draw_color_bar(figure, axes, mesh, "visits per bin (white: none)", limits)
+    ticks = [tick for tick in _VISIT_TICKS if tick <= most / 1.15] + [round(most)]
+    bar.set_ticks(ticks, labels=[short_number(tick) for tick in ticks[:-1]] + [_last_label(most, limits)], minor=False)
+    bar.minorticks_off()
     return save_figure(figure, path)
 
 
@@ -107,7 +112,7 @@ def plot_reward(
     else:
         raise ValueError("plot_reward needs a layout, or positions at which to compute the reward.")
     _finish_map(axes, layout, goal, labels, title)
-    _draw_color_bar(figure, axes, mesh, "intrinsic reward", "both")
+    _draw_color_bar(figure, axes, mesh, "intrinsic reward (high: new to the agent)", "both")
     return save_figure(figure, path)
 
 
@@ -188,14 +193,21 @@ def _draw_maze(axes: Axes, layout: MazeLayout) -> None:
     for i, j in np.argwhere(~layout.is_cell) + layout.origin:
         axes.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=_OUTSIDE, edgecolor=_OUTSIDE, linewidth=0.5, zorder=0))
     walls = list(layout.wall_array.reshape(-1, 2, 2))  # each two ends (2, 2)
+    # A light edge tells walls from dark colors of the map.
+    axes.add_collection(LineCollection(walls, colors="white", linewidths=3.6, capstyle="round", zorder=2.9))
     axes.add_collection(LineCollection(walls, colors=_WALL, linewidths=2.2, capstyle="round", zorder=3))
     x_min, y_min, x_max, y_max = layout.bounding_box
     axes.set(xlim=(x_min - 0.08, x_max + 0.08), ylim=(y_min - 0.08, y_max + 0.08), aspect="equal")
     axes.axis("off")
 
 
-def _draw_color_bar(figure: Figure, axes: Axes, mesh: Any, label: str, extend: Any) -> None:
+def _last_label(most: float, limits: str) -> str:
+    return f"{short_number(round(most))}{' or more' if limits == 'max' else ''}"
+
+
+def _draw_color_bar(figure: Figure, axes: Axes, mesh: Any, label: str, extend: Any) -> Any:
     # Inset axes are as tall as the maze, for all shapes of mazes.
     bar_axes = axes.inset_axes((1.03, 0.0, 0.035, 1.0))
     bar = figure.colorbar(mesh, cax=bar_axes, label=label, extend=extend, format="{x:g}")
     bar.outline.set_visible(False)
+    return bar

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
-from tqdm.auto import tqdm
 
+from sb3_exdm.common.progress import Progress
 from sb3_exdm.common.stopwatch import Stopwatch
 from sb3_exdm.recipes.evaluation import EVALUATION_SEED, play
 from sb3_exdm.runs.folder import ProgressLog
@@ -56,12 +56,12 @@ class EvaluationCallback(BaseCallback):
         self._stopwatch = Stopwatch()  # from before the updates on reused data
 
     def _on_training_start(self) -> None:
-        self._bar = tqdm(total=self.total_timesteps, unit="step", disable=None if self.progress_bar else True)
+        self._progress = Progress(self.total_timesteps, self.progress_bar)
         if isinstance(self.training_env, VecNormalize):
             self.evaluation_env = VecNormalize(self.evaluation_env, training=False, norm_reward=False)
 
     def _on_step(self) -> bool:
-        self._bar.update(self.num_timesteps - self._bar.n)
+        self._progress.update(self.num_timesteps - self._progress.n)
         return True
 
     def _on_rollout_start(self) -> None:
@@ -70,7 +70,7 @@ class EvaluationCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.evaluate()
-        self._bar.close()
+        self._progress.close()
 
     def evaluate(self) -> None:
         """Evaluate and report."""
@@ -92,7 +92,7 @@ class EvaluationCallback(BaseCallback):
             report["normalized_score"] = figures["normalized_score"]
             self.logger.record("eval/normalized_score", figures["normalized_score"])
         shown = "success_rate" if figures["success_rate"] is not None else "mean_reward"
-        self._bar.set_postfix({shown: f"{figures[shown]:.3g}"}, refresh=False)
+        self._progress.describe("success rate" if shown == "success_rate" else "return", figures[shown])
         self.reports.append(report)
         self.returns.append(evaluation.returns)
         if self.log is not None:

@@ -46,12 +46,13 @@ MODEL = "model.safetensors"
 REWARD = "reward.safetensors"
 TRANSITIONS = "transitions.npz"
 VIDEO = "video.mp4"
+PAGE = "index.html"
 CHECKPOINTS = "checkpoints"
 STATE = "state.safetensors"
 ROWS = ".rows"
 TENSORBOARD = "tensorboard"
 LOCK = "run.lock"
-_FILES = (SUMMARY, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, CONFIG)
+_FILES = (SUMMARY, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO, PAGE, CONFIG)
 _STATE_KIND = "training state"
 
 _CONFIGS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -142,16 +143,20 @@ class RunFolder:
         self.check_free(overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         if self.exists():
-            self.clean()
-            for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*{ROWS}", f"{CHECKPOINTS}/*/*.safetensors"):
-                for old in self.path.glob(pattern):
-                    old.unlink()
-            for folder in self.path.glob(f"{CHECKPOINTS}/*/"):
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
-            for name in _FILES:  # the configuration last: a folder without it would not be known as a run
-                (self.path / name).unlink(missing_ok=True)
+            self.remove()
         self.write_config(config)
+
+    def remove(self) -> None:
+        """Remove the files of the run; other files in the folder stay."""
+        self.clean()
+        for pattern in ("*.png", f"{TENSORBOARD}/events.*", f"{CHECKPOINTS}/*{ROWS}", f"{CHECKPOINTS}/*/*.safetensors"):
+            for old in self.path.glob(pattern):
+                old.unlink()
+        for folder in self.path.glob(f"{CHECKPOINTS}/*/"):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        for name in _FILES:  # the configuration last: a folder without it would not be known as a run
+            (self.path / name).unlink(missing_ok=True)
 
     def check_free(self, overwrite: bool) -> None:
         """

@@ -1,0 +1,63 @@
+"""Progress of a run: a bar on a terminal, a few lines in a file or a pipe."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sb3_exdm.common.state import Derived
+
+_FORMAT = "{percentage:3.0f}% {bar} {desc}{remaining} left, {rate_fmt}"
+"""What matters most comes first, because a narrow terminal cuts off the end."""
+_N_LINES = 10
+"""Lines of a whole run in a file or a pipe."""
+
+
+class Progress(Derived):
+    """
+    Report of the steps of a run on stderr.
+
+    A terminal shows a bar as wide as it is, also when its width changes; a notebook shows one too. A file or a pipe gets a
+    line after each tenth of the steps, because a bar would fill it with control characters.
+
+    :param total: number of steps
+    :param enabled: False for no report
+    """
+
+    def __init__(self, total: int, enabled: bool = True) -> None:
+        self.total = total
+        self.n = 0
+        self._text = ""
+        self._start = time.perf_counter()
+        is_bar = enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        self._prints = enabled and not is_bar
+        arguments: dict[str, Any] = {"dynamic_ncols": True, "bar_format": _FORMAT}
+        self._bar = tqdm(total=total, unit="step", disable=not is_bar, **arguments)
+
+    def update(self, n: int) -> None:
+        """
+        Add steps.
+
+        :param n: number of steps
+        """
+        before, self.n = self.n, self.n + n
+        self._bar.update(n)
+        if self._prints and before * _N_LINES // self.total < self.n * _N_LINES // self.total:
+            elapsed = time.perf_counter() - self._start
+            left = tqdm.format_interval(elapsed * max(self.total / self.n - 1.0, 0.0))
+            print(f"{self.n:,} of {self.total:,} steps, {self._text}{left} left", file=sys.stderr, flush=True)
+
+    def describe(self, name: str, value: float) -> None:
+        """
+        Show a figure beside the steps.
+
+        :param name: name of the figure
+        :param value: value of the figure
+        """
+        self._text = f"{name} {value:.3g}, "
+        self._bar.set_description_str(self._text, refresh=False)
+
+    def close(self) -> None:
+        """End the report; a bar stays on the screen."""
+        self._bar.close()
