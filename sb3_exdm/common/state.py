@@ -30,7 +30,7 @@ class StateError(ValueError):
 
 
 class Derived:
-    """Base class of objects that are computed from others, or only shown. They are no part of the state: their owner makes them."""
+    """Base class of objects that are computed from others, or shown. They are no part of the state: their owner makes them."""
 
     __slots__ = ()
 
