@@ -214,7 +214,7 @@ def outcome(argv: list[str], capsys: Any) -> str | None:
     """Fault of a command line, None if it ended as it should."""
     before, fault = files(), None
     try:
-        with in_seconds(30), warnings.catch_warnings():
+        with in_seconds(120), warnings.catch_warnings():
             main(argv)
     except SystemExit as stop:
         said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("exdm: warning: ")]

@@ -93,7 +93,7 @@ def parse(form: Any, argv: Sequence[str], prog: str, description: str, default: 
             )
     except SystemExit as stop:
         if stop.code:
-            raise ValueError(f"{_plain(errors.getvalue())} See {prog} --help.") from None
+            raise ValueError(f"{_cut(_plain(errors.getvalue()))} See {prog} --help.") from None
         raise
     if unknown:
         flags = _flags(form, prog)
@@ -108,6 +108,11 @@ def _flags(form: Any, prog: str) -> list[str]:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(form, prog=prog, args=["--help"], config=_TYRO)
     return sorted(set(re.findall(r"--[a-z][\w-]*", text.getvalue())))
+
+
+def _cut(text: str) -> str:
+    """A message that may quote a value of thousands of characters."""
+    return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
 
 
 def _plain(box: str) -> str:
