@@ -40,6 +40,9 @@ benchmark = ["joblib>=1.3", "pandas>=1.5.3,<3", "rliable>=1.2", "scipy>=1.10"]
 video = ["imageio>=2.30", "imageio-ffmpeg>=0.4.9"]
 hub = ["huggingface_hub>=0.34"]
 minari = ["minari[hdf5]>=0.5"]
+# The Fetch environments fail with mujoco 3.12 and newer, which `dmc` needs: install one of the two extras.
+robotics = ["gymnasium-robotics>=1.4", "mujoco>=3.2.7,<3.12"]
+# dm_control needs labmaze, which has no wheel for Python 3.13: its build needs bazel.
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
 docs = ["furo>=2024.8", "latex2mathml>=3.77", "myst-parser>=4", "sphinx>=8.1", "sphinx-copybutton>=0.5"]
@@ -100,7 +103,7 @@ setup(
         "benchmark": benchmark,
         "dmc": dmc,
         "docs": docs,
-        "robotics": ["gymnasium-robotics>=1.4"],
+        "robotics": robotics,
         "video": video,
         "hub": hub,
         "minari": minari,

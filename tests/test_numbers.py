@@ -138,7 +138,7 @@ class TestRewards:
 
     def test_weighted_reward_must_fit_into_float32(self):
         env = ScoreRewardWrapper(ToyEnv(), intrinsic_coef=1e39, **SMALL)
-        with pytest.raises(ValueError, match=r"weighted reward of environment 0 is inf at step 1.*smaller"):
+        with pytest.raises(ValueError, match=r"weighted reward of environment 0 is (inf|1e.39) at step 1.*smaller"):
             play(env, 1)
 
     @pytest.mark.parametrize("bad", BAD)
