@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # The demo ends at the cell that is furthest from the start.
 GOAL := '{"goal_cell": "farthest", "terminate_on_success": true}'
 
-.PHONY: help install test test-fast bench demo check format benchmark clean
+.PHONY: help install test test-fast test-long bench demo check format benchmark clean
 
 help:
 	@echo "make demo       explore a maze without a reward, then master a goal; print coverage and success, draw the pictures"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests without those marked slow, for the inner loop (under a minute)"
+	@echo "make test-long  the tests that take minutes each"
 	@echo "make bench      speed of the parts of exploration, as ratios to Stable-Baselines3's SAC (two minutes)"
 	@echo "make benchmark  the figures of docs/results.md (hours)"
 
@@ -39,7 +40,10 @@ test: check
 	$(BIN)/python -m pytest
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s --no-header --durations=0 --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname tests/bench_speed.py
