@@ -167,8 +167,8 @@ class DiffusionActor(nn.Module):
         :param gradient_steps: gradient steps
         :param batch_size: batch size
         :param fit_features: whether to standardize with the moments of ``observations``; False keeps the present ones
-        :param error_of: error to minimize, see :meth:`~sb3_exdm.diffusion.model.DiffusionModel.loss`; ``"data"`` for deterministic
-            behavior
+        :param error_of: error to minimize, see :meth:`~sb3_exdm.diffusion.model.DiffusionModel.loss`; ``"data"`` for
+            deterministic behavior
         :param progress_bar: show a progress bar on a terminal
         :return: ``policy_loss``, the mean denoising error of the last tenth of the steps
         :raises ValueError: if shapes do not fit or values are not finite
