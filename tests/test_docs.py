@@ -37,7 +37,7 @@ PLACES = {
 
 SMALLER = [
     (r"\.learn\([\d_]+", ".learn(128"),
-    (r'PPO\("MlpPolicy", (\w+)', r'PPO("MlpPolicy", \1, n_steps=32'),
+    (r'PPO\("MlpPolicy", (\w+)(?=[,)])', r'PPO("MlpPolicy", \1, n_steps=32'),
     (r"(n_steps=32.*), n_steps=\d+", r"\1"),
     (r"total_timesteps=[\d_]+", "total_timesteps=240"),
     (r"gradient_steps=100\b", "gradient_steps=20"),
@@ -46,8 +46,10 @@ SMALLER = [
     (r"([pP]retrain\([^()]*)\)", r"\1, policy_steps=20)"),
     (r"(finetune\([^()]*)\)", r"\1, distill_steps=20, n_eval_episodes=2, offline_updates=20)"),
     (r"(?<!\w)evaluate\((\"[^\"]*\")\)", r"evaluate(\1, n_episodes=2)"),
+    (r"--env (URLB\S+)", "--env \\1 --env-kwargs '{\"max_episode_steps\": 20}'"),
     (r"--steps \d+", "--steps 400"),
     (r"--episodes \d+", "--episodes 2"),
+    (r"(URLB/.*)n_episodes=\d+", r"\1n_episodes=1"),
     (r"exdm pretrain", "exdm pretrain --policy-steps 20 --quiet"),
     (r"exdm finetune", "exdm finetune --distill-steps 20 --n-eval-episodes 2 --offline-updates 20 --quiet"),
     (r"(exdm benchmark .*)--rewards [\w ]+ --seeds [\d-]+", r"\1--rewards zero --seeds 1"),

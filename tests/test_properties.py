@@ -333,6 +333,7 @@ def test_every_built_in_reward_is_drawn():
     assert set(TINY) == set(REWARDS)
 
 
+@pytest.mark.slow
 @of_properties
 @settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
