@@ -166,3 +166,19 @@ class _Handler(BaseHTTPRequestHandler):
         sha = commit_of(files)
         url = f"{self.server.url}/{repo_id}/commit/{sha}"
         self._send({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
+
+
+@contextmanager
+def logged_in(monkeypatch):
+    """The stand-in, with the client of huggingface_hub logged in to it."""
+    from huggingface_hub import constants
+
+    with serve() as stand_in:
+        monkeypatch.setattr(constants, "ENDPOINT", stand_in.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{stand_in.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose protocol the stand-in does not speak
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        yield stand_in

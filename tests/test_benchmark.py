@@ -189,7 +189,11 @@ def user_module(tmp_path, monkeypatch):
 def test_failures_do_not_end_a_sweep(tmp_path, user_module):
     """Runs of rewards that a user registered: one that works, one that raises, one whose process dies, and one in vain."""
     benchmark = CoverageBenchmark.make(
-        out=tmp_path / "sweep", mazes=("SquareA",), rewards=[f"{user_module}:{name}" for name in ("broken", "mine")], steps=64
+        out=tmp_path / "sweep",
+        mazes=("SquareA",),
+        rewards=[f"{user_module}:{name}" for name in ("broken", "mine")],
+        steps=64,
+        policy_steps=0,
     )
     benchmark = benchmark.with_changes(seeds=(0,))
     broken, mine = benchmark.plan()
@@ -247,7 +251,9 @@ def test_every_maze_has_a_figure_of_the_paper():
 
 @pytest.mark.slow
 def test_coverage(tmp_path, in_process):
-    settings = dict(out=tmp_path, mazes=["SquareA", "Maze2d-SquareD-v0"], rewards=["zero", "count"], seeds=[3], steps=400)
+    settings = dict(
+        out=tmp_path, mazes=["SquareA", "Maze2d-SquareD-v0"], rewards=["zero", "count"], seeds=[3], steps=400, policy_steps=0
+    )
     benchmark = CoverageBenchmark.make(**settings)
     report = benchmark.run()
     assert in_process == [f"{maze}-sac-{reward}-3" for maze in ("SquareA", "SquareD") for reward in ("zero", "count")]

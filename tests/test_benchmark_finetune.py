@@ -29,7 +29,7 @@ def explored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explored")
     algo_kwargs = {"policy_kwargs": {"net_arch": [16, 16]}, "learning_starts": 300}
     settings = {"reward": "zero", "seed": 10, "algo_kwargs": algo_kwargs, "policy_steps": 20, "progress_bar": False}
-    pretrain(f"Maze2d-{MAZE}-v0", 600, out=folder / f"{MAZE}-10", **settings)
+    pretrain(f"Maze2d-{MAZE}-v0", 600, out=folder / f"{MAZE}-sac-score-10", **settings)
     return folder
 
 
@@ -91,7 +91,7 @@ def test_mazes(tmp_path, explored, in_process, monkeypatch):
 
 
 def test_reached_goals_are_counted(explored, monkeypatch):
-    folder = explored / f"{MAZE}-10"
+    folder = explored / f"{MAZE}-sac-score-10"
     positions = RunFolder(folder).transitions()["next_observations"]
     for cell in ((0, 0), (4, 0)):
         monkeypatch.setitem(GOAL, "goal_cell", cell)

@@ -44,7 +44,7 @@ class TestConfig:
             ({"seed": True}, "seed must be int, got True"),
             ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
             ({"n_envs": 0}, "n_envs must be an integer of at least 1"),
-            ({"action_noise": -0.1}, "action_noise must be a number of at least 0.0"),
+            ({"action_noise": -0.1}, "action_noise must be a number of at least 0 and of at most 10"),
             ({"reward": "scor"}, "Unknown reward 'scor' \\(did you mean 'score'\\?\\)"),
             ({"algo": "dqn"}, "Unknown algo 'dqn'"),
             ({"profile": "large"}, "Unknown profile 'large'; choose one of low_dim"),

@@ -5,8 +5,12 @@ import shlex
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,6 +22,8 @@ from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.rewards import REWARDS
 from sb3_exdm.runs.envs import ENV_FACTORIES
 from sb3_exdm.runs.hyperparams import PROFILES
+from tests.conftest import tiny_pretrain
+from tests.hub_stand_in import logged_in
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -44,6 +50,7 @@ SMALLER = [
     (r"([pP]retrain\([^)]*?), [\d_]+([,)])", r"\1, 400\2"),
     (r"(finetune\([^)]*?), [\d_]+([,)])", r"\1, 240\2"),
     (r"([pP]retrain\([^()]*)\)", r"\1, policy_steps=20)"),
+    (r"(LogCallback\([\w.]+\))\)", r"\1, policy_steps=20)"),
     (r"(finetune\([^()]*)\)", r"\1, distill_steps=20, n_eval_episodes=2, offline_updates=20)"),
     (r"(?<!\w)evaluate\((\"[^\"]*\")\)", r"evaluate(\1, n_episodes=2)"),
     (r"--env (URLB\S+)", "--env \\1 --env-kwargs '{\"max_episode_steps\": 20}'"),
@@ -80,6 +87,26 @@ def run_blocks(page: Path) -> int:
     return executed
 
 
+def trackers(monkeypatch):
+    """Stand-ins for experiment trackers, which need accounts and servers."""
+    for name in ("wandb", "mlflow", "trackio"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    return nullcontext()
+
+
+def shared_run(monkeypatch):
+    """A run to share, and stand-ins for the places that it is shared in."""
+    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("minari")
+    tiny_pretrain(300, out=Path("runs/demo"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(Path("datasets").absolute()))
+    return logged_in(monkeypatch)
+
+
+PREPARED: dict[str, Callable[..., Any]] = {"logging": trackers, "sharing": shared_run}
+"""What blocks of a page need."""
+
+
 @pytest.fixture
 def restored_registries():
     """Forget what the blocks of a page register."""
@@ -99,7 +126,8 @@ def restored_registries():
 def test_every_block_runs(page, tmp_path, monkeypatch, restored_registries):
     monkeypatch.chdir(tmp_path)
     th.set_num_threads(1)
-    assert run_blocks(page)
+    with PREPARED.get(page.stem, nullcontext)(monkeypatch):
+        assert run_blocks(page)
 
 
 def test_readme_is_short():

@@ -152,7 +152,7 @@ def fails(capsys, *argv: str) -> str:
 def test_folders_that_cannot_be_written(capsys, tmp_path):
     assert "/proc/run" in fails(capsys, *PRETRAIN, "--out", "/proc/run")
     assert "longer than 200 bytes" in fails(capsys, *PRETRAIN, "--out", str(tmp_path / ("x" * 300)))
-    assert "The output path is empty" in fails(capsys, *PRETRAIN, "--out", "")
+    assert "--out is empty" in fails(capsys, *PRETRAIN, "--out", "")
 
 
 @pytest.mark.slow

@@ -188,7 +188,8 @@ def retype(path: Path, rng: np.random.Generator) -> str:
 @pytest.fixture
 def fuzz(sources, tmp_path, monkeypatch):
     """Function that lists the faults of readers after changes of random files; training and figures are left out."""
-    monkeypatch.setattr(finetuning_run, "_adapt", lambda *_: None)
+    monkeypatch.setattr(finetuning_run._Adaptation, "train", lambda _: None)
+    monkeypatch.setattr(finetuning_run._Adaptation, "finish", lambda *_: None)
     monkeypatch.setattr(curves, "save_figure", lambda *_: None)
     monkeypatch.setattr(reports, "_draw", lambda *_: None)
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from sb3_exdm.benchmark.tables import count, interval_table, markdown_table, val
 from sb3_exdm.envs import MazeLayout
 from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.plots import plot_runs
-from sb3_exdm.runs.config import OneOf, PretrainConfig
+from sb3_exdm.runs.config import NUpdates, OneOf, PretrainConfig
 from sb3_exdm.runs.folder import RunFolder
 from sb3_exdm.runs.hyperparams import ALGORITHMS
 
@@ -53,10 +53,13 @@ class CoverageBenchmark(Benchmark):
     """Reinforcement learning algorithm."""
     steps: Positive = 100_000
     """Environment steps of a run."""
+    policy_steps: NUpdates = 3000
+    """Gradient steps of the diffusion policy of a run, 0 if none is fine-tuned later."""
 
     def plan(self) -> list[PlannedRun[PretrainConfig]]:
         mazes = dict.fromkeys(MazeLayout.load(maze).name for maze in self.mazes)
-        shared = PretrainConfig(env_id="", total_timesteps=self.steps, algo=self.algo, checkpoint_freq=0)
+        settings: dict[str, Any] = {"total_timesteps": self.steps, "algo": self.algo, "policy_steps": self.policy_steps}
+        shared = PretrainConfig(env_id="", checkpoint_freq=0, **settings)
         axes = {"env_id": [f"Maze2d-{maze}-v0" for maze in mazes], "reward": dict.fromkeys(self.rewards), "seed": self.seeds}
         return [
             PlannedRun(self.out / f"{short_name(config.env_id)}-{config.algo}-{config.reward}-{config.seed}", config)

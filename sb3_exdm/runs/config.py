@@ -190,10 +190,11 @@ class Config:
         """
         Compare with what another run was configured as.
 
-        :param content: contents of its ``config.json``
+        :param content: contents of its ``config.json``; a setting that an earlier version did not have counts as its default
         :return: fields that differ
         """
-        return [name for name, value in self.to_dict().items() if content.get(name) != value]
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        return [name for name, value in self.to_dict().items() if content.get(name, defaults[name]) != value]
 
 
 MAX_SEEDS = 1000
