@@ -80,7 +80,7 @@ def test_mazes(tmp_path, explored, in_process, monkeypatch):
     with pytest.raises(ValueError, match=r"holds a run with other settings \(total_timesteps, algo_kwargs\)"):
         benchmark.with_changes(steps=320).run()
     # Nor is another pre-training taken for the one that was asked for.
-    with pytest.raises(ValueError, match=rf"{MAZE}-10 holds a run with other settings \(total_timesteps\)"):
+    with pytest.raises(ValueError, match=rf"{MAZE}-sac-score-10 holds a run with other settings \(total_timesteps\)"):
         benchmark.with_changes(pretrain_steps=700).run()
     # A part of a sweep can be reported, and says so.
     (tmp_path / f"{MAZE}-gaussian-fresh-10" / "summary.json").unlink()
