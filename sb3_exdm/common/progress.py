@@ -30,7 +30,7 @@ class Progress(Derived):
         self.n = 0
         self._text = ""
         self._start = time.perf_counter()
-        is_bar = enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        is_bar = enabled and (sys.stderr.isatty() or _is_notebook())
         self._prints = enabled and not is_bar
         arguments: dict[str, Any] = {"dynamic_ncols": True, "bar_format": _FORMAT}
         self._bar = tqdm(total=total, unit="step", disable=not is_bar, **arguments)
@@ -61,3 +61,9 @@ class Progress(Derived):
     def close(self) -> None:
         """End the report; a bar stays on the screen."""
         self._bar.close()
+
+
+def _is_notebook() -> bool:
+    """Tell whether a notebook runs this code; IPython is not imported for that."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"
