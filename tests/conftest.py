@@ -14,6 +14,7 @@ from gymnasium import spaces
 import sb3_exdm
 from sb3_exdm.benchmark import base, execute
 from sb3_exdm.benchmark.execute import is_complete
+from sb3_exdm.cli import main
 
 th.set_num_threads(1)  # the networks are small, and the workers share the cores
 
@@ -87,3 +88,20 @@ def in_process(monkeypatch):
 
     monkeypatch.setattr(base, "run_missing", run_here)
     return made
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys, *argv: str) -> str:
+    """Error message of a refused command: one line on stderr, exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("exdm: ") and printed.err.count("\n") == 1, printed.err
+    return printed.err

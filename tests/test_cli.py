@@ -18,25 +18,11 @@ from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.policies import DiffusionActor
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.hyperparams import ALGORITHMS
+from tests.conftest import refused
 
 PRETRAIN = ["pretrain", "--env", "Maze2d-SquareA-v0"]
 NO_POLICY = ["--policy-steps", "0"]
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def refused(capsys, *argv: str) -> str:
-    """Error message of a refused command: one line on stderr, exit code 2."""
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    printed = capsys.readouterr()
-    assert caught.value.code == 2
-    assert printed.out == ""
-    assert printed.err.startswith("exdm: ") and printed.err.count("\n") == 1, printed.err
-    return printed.err
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 @pytest.fixture(scope="module")

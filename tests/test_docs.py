@@ -104,7 +104,7 @@ def shared_run(monkeypatch):
 
 
 PREPARED: dict[str, Callable[..., Any]] = {"logging": trackers, "sharing": shared_run}
-"""What blocks of a page need."""
+"""Preparations of the pages whose blocks need some."""
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from sb3_exdm.common.state import Derived, GlobalGenerators, StateError, capture
 from sb3_exdm.runs.folder import RunFolder
 from sb3_exdm.runs.lock import FolderLock
 from sb3_exdm.runs.row_file import RowFile
+from tests.conftest import refused
 
 
 class Cache(Derived):
@@ -140,19 +141,10 @@ PRETRAIN = ["pretrain", "--env", "Maze2d-SquareA-v0", "--steps", "64", "--reward
 PRETRAIN += ["--algo-kwargs", '{"policy_kwargs": {"net_arch": [8]}, "learning_starts": 8}']
 
 
-def fails(capsys, *argv: str) -> str:
-    """The sentence that a command fails with."""
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    errors = capsys.readouterr().err
-    assert stop.value.code == 2 and errors.count("\n") == 1, errors
-    return errors
-
-
 def test_folders_that_cannot_be_written(capsys, tmp_path):
-    assert "/proc/run" in fails(capsys, *PRETRAIN, "--out", "/proc/run")
-    assert "longer than 200 bytes" in fails(capsys, *PRETRAIN, "--out", str(tmp_path / ("x" * 300)))
-    assert "--out is empty" in fails(capsys, *PRETRAIN, "--out", "")
+    assert "/proc/run" in refused(capsys, *PRETRAIN, "--out", "/proc/run")
+    assert "longer than 200 bytes" in refused(capsys, *PRETRAIN, "--out", str(tmp_path / ("x" * 300)))
+    assert "--out is empty" in refused(capsys, *PRETRAIN, "--out", "")
 
 
 @pytest.mark.slow
@@ -185,5 +177,5 @@ def test_out_of_memory(error, capsys, tmp_path, monkeypatch):
         raise error
 
     monkeypatch.setattr(sb3_exdm.FusedSAC, "train", fail)
-    message = fails(capsys, *PRETRAIN, "--out", str(tmp_path / "run"))
+    message = refused(capsys, *PRETRAIN, "--out", str(tmp_path / "run"))
     assert message.startswith("exdm: Out of memory: ") and "can be resumed" in message

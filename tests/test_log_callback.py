@@ -11,7 +11,7 @@ from tests.conftest import tiny_pretrain
 
 
 class Tracker:
-    """What ``wandb.log``, ``trackio.log`` and ``mlflow.log_metrics`` are given."""
+    """Stand-in with the signature of ``wandb.log``, ``trackio.log`` and ``mlflow.log_metrics``."""
 
     def __init__(self):
         self.steps, self.values = [], []

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from conftest import MAZE, QUIET, in_seconds, tiny_pretrain
+from conftest import MAZE, QUIET, in_seconds, refused, tiny_pretrain
 from gymnasium import spaces
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import sb3_exdm
-from sb3_exdm.cli import main
 from sb3_exdm.common import resources, serialization
 from sb3_exdm.common.serialization import ArtifactError, load_tree, save_tree, space_from_json
 from sb3_exdm.policies import DiffusionActor
 from sb3_exdm.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 POINTS, PUSHES = spaces.Box(0.0, 1.0, (2,)), spaces.Box(-1.0, 1.0, (1,))
 
 
@@ -30,19 +30,6 @@ class Payload:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("executed"),)
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def refused(capsys, *argv: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    said = capsys.readouterr().err
-    assert caught.value.code == 2 and said.count("\n") == 1, said
-    return said
 
 
 # Files --------------------------------------------------------------------------------------------------------------------

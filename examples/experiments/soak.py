@@ -67,7 +67,7 @@ class Soak:
     out: Path = Path("runs/soak")
     """Run folder, and the samples beside it."""
     command: Literal["pretrain", "finetune"] = "pretrain"
-    """What to run; a fine-tuning starts from scratch."""
+    """Command to run; a fine-tuning starts from scratch."""
     env: Annotated[str, arg(metavar="ID")] = "Maze2d-SquareA-v0"
     """Environment."""
     minutes: float = 60.0

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from sb3_exdm.common.state import Derived
 
 _FORMAT = "{percentage:3.0f}% {bar} {desc}{remaining} left, {rate_fmt}"
-"""What matters most comes first, because a narrow terminal cuts off the end."""
+"""The most important parts come first, because a narrow terminal cuts off the end."""
 _N_LINES = 10
 """Lines of a whole run in a file or a pipe."""
 

@@ -1,4 +1,4 @@
-"""What a run needs of the machine: memory, a device, threads and a place for its files."""
+"""Resources of the machine: memory, devices, threads and output paths."""
 
 import errno
 import os

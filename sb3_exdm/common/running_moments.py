@@ -45,6 +45,10 @@ class RunningMoments(nn.Module):
 
         :param batch: ``(n, dim)``, n at least 1
         """
+        self._add(batch)
+
+    def _add(self, batch: th.Tensor) -> th.Tensor:
+        """Add a batch; return which columns are constant, ``(dim,)``."""
         batch_var, batch_mean = th.var_mean(batch, dim=0, correction=0)
         self.n_batches += 1
         weight = max(1.0 / self.n_batches.item(), self.min_weight)
@@ -53,7 +57,9 @@ class RunningMoments(nn.Module):
         # Law of total variance for a mixture of the past (1 - weight) and the batch (weight).
         self.var.addcmul_(delta, delta, value=weight).lerp_(batch_var, weight)
         th.sqrt(self.var, out=self.std)
-        self.std.masked_fill_(self.std <= self._floor(), 1.0)
+        constant = self.std <= self._floor()
+        self.std.masked_fill_(constant, 1.0)
+        return constant
 
     def _floor(self) -> th.Tensor:
         """Standard deviations ``(dim,)`` up to which a column is taken as constant."""
@@ -114,8 +120,7 @@ class Whitening(RunningMoments):
                 f"{self.unit[column]:.2g}: their variance overflows. Rescale or clip the observations, for instance with "
                 "gymnasium.wrappers.TransformObservation."
             )
-        super().update(local)
-        self._has_constants = bool((self.var.sqrt() <= self._floor()).any())
+        self._has_constants = bool(self._add(local).any())
 
     def localize(self, batch: th.Tensor) -> th.Tensor:
         """

@@ -2,7 +2,7 @@
 State of a graph of objects: read as plain data and tensors, and written back into a graph that was built in the same way.
 
 A training is resumed by building its objects anew from the configuration and restoring what has changed since: every attribute
-of every object that can be reached, whoever wrote the class. No class is looked up by name, and nothing is unpickled.
+of every object that can be reached, of any class. No class is looked up by name, and nothing is unpickled.
 """
 
 import enum
@@ -300,7 +300,7 @@ class _Restore:
         return old
 
     def _claim(self, old: Any) -> bool:
-        """Whether memory may be written to: not if another value of the state was written there."""
+        """Tell whether memory may be written to: not if another value of the state was written there."""
         if id(old) in self._claimed:
             return False
         self._claimed[id(old)] = old

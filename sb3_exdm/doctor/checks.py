@@ -136,7 +136,7 @@ def _pip(requirement: Any) -> str:
 
 
 def _imports(found: list[dict[str, Any]]) -> Iterator[Check]:
-    """Whether ``exdm pretrain`` can be imported and a maze be stepped."""
+    """Check that ``exdm pretrain`` can be imported and a maze be stepped."""
     if any("ready" in finding for finding in found):
         yield Check("exdm pretrain", OK, "imports, and steps a maze")
         return
@@ -169,7 +169,7 @@ def _threads(found: list[dict[str, Any]]) -> Check:
 
 
 def _folders(out: Path) -> Iterator[Check]:
-    """Whether files can be written where they will be."""
+    """Check that run folders and temporary files can be written."""
     yield _folder("run folders", out.absolute(), "Name another folder: exdm pretrain --out FOLDER.")
     try:
         temporary = Path(tempfile.gettempdir())
@@ -212,7 +212,7 @@ def _succeeded(found: list[dict[str, Any]]) -> bool:
 
 
 def _opengl(working: list[str]) -> Check:
-    """Whether MuJoCo can render, for videos of robots and observations that are images."""
+    """Check that MuJoCo can render, for videos of robots and observations that are images."""
     if not _has("mujoco"):
         return Check("OpenGL", OPTIONAL, "not tried without MuJoCo", f'pip install "{DISTRIBUTION}[dmc]"')
     chosen = os.environ.get("MUJOCO_GL", "").lower()

@@ -17,10 +17,12 @@ from sb3_exdm.algorithms.sac import FusedSAC
 from sb3_exdm.algorithms.stacked import RandomState, learn_together
 from sb3_exdm.common.resources import check_output
 from sb3_exdm.recipes.checkpointing import Checkpointing, StoppedBySignal
+from sb3_exdm.recipes.interruption import Interruption
 from sb3_exdm.runs.config import TrainingConfig
 from sb3_exdm.runs.folder import ProgressLog, RunFolder, RunInterrupted, RunTerminated
 
 HOW_TO_RESUME = "go on with the same command and --resume (resume=True)"
+_NOTHING_KEPT = "nothing was saved, because no output folder was given"
 
 
 def train(
@@ -56,10 +58,7 @@ def train(
     except (StoppedBySignal, KeyboardInterrupt):
         if on_interrupt is not None:
             on_interrupt()
-        message = f"after {model.num_timesteps} of {total_timesteps} steps; {_kept(folder, checkpointing)}."
-        if interruption.signal == signal.SIGTERM:
-            raise RunTerminated(f"Terminated {message}") from None
-        raise RunInterrupted(f"Interrupted {message}") from None
+        raise _stopped(interruption, model, total_timesteps, _kept(folder, checkpointing)) from None
     except (EOFError, ConnectionError) as error:
         if not isinstance(checkpointing.base_env, SubprocVecEnv):
             raise
@@ -72,9 +71,19 @@ def train(
             log.close()
 
 
+def _stopped(
+    interruption: Interruption, model: BaseAlgorithm, total_timesteps: int, kept: str
+) -> RunInterrupted | RunTerminated:
+    """Error of a training that a signal has stopped; ``kept`` says what was saved of it."""
+    message = f"after {model.num_timesteps} of {total_timesteps} steps; {kept}."
+    if interruption.signal == signal.SIGTERM:
+        return RunTerminated(f"Terminated {message}")
+    return RunInterrupted(f"Interrupted {message}")
+
+
 def _kept(folder: RunFolder | None, checkpointing: Checkpointing) -> str:
     if folder is None:
-        return "nothing was saved, because no output folder was given"
+        return _NOTHING_KEPT
     if checkpointing.last_timesteps is None:
         return f"there is no checkpoint yet in {folder.path}"
     return f"the state is saved in {folder.path}, checkpoint {checkpointing.last_timesteps}: {HOW_TO_RESUME}"
@@ -120,16 +129,13 @@ def train_together(runs: Sequence[Run], total_timesteps: int, random_states: Seq
     except (StoppedBySignal, KeyboardInterrupt):
         for run in runs:
             run.on_interrupt()
-        kept = "nothing was saved, because no output folder was given"
+        kept = _NOTHING_KEPT
         if runs[0].folder is not None:
             kept = (
                 f"the last checkpoints are in {runs[0].folder.path.parent}; every run can be resumed by itself, as a run of "
                 "exdm pretrain with its folder and its seed"
             )
-        message = f"after {models[0].num_timesteps} of {total_timesteps} steps; {kept}."
-        if interruption.signal == signal.SIGTERM:
-            raise RunTerminated(f"Terminated {message}") from None
-        raise RunInterrupted(f"Interrupted {message}") from None
+        raise _stopped(interruption, models[0], total_timesteps, kept) from None
 
 
 def begin(

@@ -165,8 +165,7 @@ class RunFolder:
         :param overwrite: an earlier run may be replaced
         :raises FileExistsError: see :meth:`create`
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(f"The output folder {self.path} is a file; name a folder.")
+        self._refuse_file()
         if self.exists() and not overwrite:
             raise FileExistsError(
                 f"{self.path} already holds a run; choose another folder, allow overwriting it, or resume it."
@@ -176,6 +175,10 @@ class RunFolder:
             raise FileExistsError(
                 f"{self.path} holds {foreign[0]}, but is not the folder of a run; choose another one, or remove the file."
             )
+
+    def _refuse_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"The output folder {self.path} is a file; name a folder.")
 
     def _is_run(self) -> bool:
         try:
@@ -198,8 +201,7 @@ class RunFolder:
         :raises FolderLocked: if another process writes to it
         :raises FileExistsError: if it is a file
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(f"The output folder {self.path} is a file; name a folder.")
+        self._refuse_file()
         return FolderLock(self.path / LOCK)
 
     def clean(self) -> None:

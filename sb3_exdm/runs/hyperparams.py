@@ -324,13 +324,13 @@ class EntropyCoefficient:
         :param value: number or text
         :raises ValueError: with what is allowed
         """
-        if isinstance(value, str) and value != "auto":
+        if not isinstance(value, str):
+            check_value(name, value, NonNegative)
+        elif value != "auto":
             try:
-                initial = float(value.removeprefix("auto_"))
-                check_value(name, initial, Positive)
+                check_value(name, float(value.removeprefix("auto_")), Positive)
             except ValueError:
                 raise ValueError(f'{name} must be a number, "auto", or "auto_X" with X > 0, got {shown(value)}.') from None
-        NON_NEGATIVE.check(name, value)
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,6 @@ class TrainFrequency:
         check_value(name, unit, Literal["step", "episode"])
 
 
-NON_NEGATIVE = Between(0.0, 1e6)
 HYPERPARAMETERS: dict[str, Any] = {
     "learning_rate": LearningRate,
     "buffer_size": Annotated[int, Between(1, 10**9)],

@@ -42,7 +42,7 @@ def model_card(folder: RunFolder, repo_id: str, files: Collection[str], endpoint
         "",
         "| figure | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.headline(config, summary, facts.last_row(record)).items()),
+        *(f"| {name} | {value} |" for name, value in facts.headline(summary, facts.last_row(record)).items()),
         "",
         *(f"![{name.removesuffix('.png')}]({name})\n" for name in _PICTURES if name in files),
     ]

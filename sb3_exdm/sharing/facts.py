@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sb3_exdm.metrics import StateCoverage
 from sb3_exdm.runs.folder import RunRecord
 
 LABELS = {
@@ -36,19 +35,6 @@ def label(key: str, in_maze: bool = True) -> str:
     return LABELS.get(key, key)
 
 
-def is_maze(config: Mapping[str, Any]) -> bool:
-    """
-    Tell whether the coverage of a run is the state coverage of a maze.
-
-    :param config: contents of ``config.json``
-    """
-    try:
-        StateCoverage(str(config["env_id"]))
-    except ValueError:
-        return False
-    return True
-
-
 def number(value: Any) -> str:
     """
     Format a figure for readers.
@@ -64,17 +50,16 @@ def number(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def headline(config: Mapping[str, Any], summary: Mapping[str, Any] | None, last: Mapping[str, float]) -> dict[str, str]:
+def headline(summary: Mapping[str, Any] | None, last: Mapping[str, float]) -> dict[str, str]:
     """
     Choose the main figures of a run: at its end, or so far if it is unfinished.
 
-    :param config: contents of ``config.json``
     :param summary: contents of ``summary.json``; None if the run is unfinished
     :param last: last row of ``progress.csv``; empty if there is none
     :return: formatted figures by their name
     """
     known = {**last, **(summary or {})}
-    in_maze = is_maze(config)
+    in_maze = known.get("coverage_of_ceiling") is not None  # visited bins have no ceiling
     found = {}
     for key in ("coverage", "coverage_of_ceiling", "success_rate", "mean_reward", "normalized_score", "timesteps", "seconds"):
         value = known.get(key)

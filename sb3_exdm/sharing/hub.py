@@ -28,7 +28,7 @@ MAX_BYTES = 2 * 2**30
 _DATA = (CONFIG, SUMMARY, PROGRESS, MODEL, REWARD, POLICY, TRANSITIONS, VIDEO)
 _PICTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
 _NOT_DOWNLOADED = re.compile(r"README\.md|\.gitattributes|LICENSE(\.\w+)?")
-"""What else a repository may hold."""
+"""Further files that a repository may hold."""
 _HEADERS = {".png": (b"\x89PNG\r\n\x1a\n", 0), ".mp4": (b"ftyp", 4)}
 """Bytes that identify a format, and where they are."""
 
@@ -104,15 +104,13 @@ def load_from_hub(
     :param max_bytes: largest size of all files together
     :return: run folder, for :func:`~sb3_exdm.evaluate`, ``finetune(pretrained=...)`` and all others
     :raises ArtifactError: if the repository does not exist, is too large, or holds what is not data; nothing is written then
-    :raises FileExistsError: if ``out`` holds a run already, or is a file
+    :raises FileExistsError: if ``out`` holds a run already, or files that are not of a run but have the names of its files, or
+        is a file
     :raises ImportError: if the extra ``hub`` is not installed
     """
     hub = _import_hub()
     target = RunFolder(Path("runs") / repo_id.split("/")[-1] if out is None else out)
-    if target.path.exists() and not target.path.is_dir():
-        raise FileExistsError(f"The output folder {target.path} is a file; name a folder.")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target.path} already holds a run; choose another folder or allow overwriting it.")
+    target.check_free(overwrite)
     with _hub_errors(repo_id):
         api = hub.HfApi(token=token)
         info = api.repo_info(repo_id, revision=revision, files_metadata=True)

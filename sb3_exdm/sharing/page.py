@@ -66,8 +66,8 @@ def render(folder: RunFolder) -> str:
     sections = [
         _header(config, summary, record),
         f'<p class="note">{_escape(complaint)}</p>' if complaint else "",
-        _tiles(facts.headline(config, summary, facts.last_row(record))),
-        _curves(config, record),
+        _tiles(facts.headline(summary, facts.last_row(record))),
+        _curves(record),
         _pictures(folder),
         _loading(folder, config),
         _table("Settings", facts.flatten({key: value for key, value in config.items() if key != "versions"})),
@@ -112,10 +112,10 @@ def _tiles(figures: Mapping[str, str]) -> str:
     return f'<dl class="tiles">{cells}</dl>' if cells else ""
 
 
-def _curves(config: Mapping[str, Any], record: RunRecord | None) -> str:
+def _curves(record: RunRecord | None) -> str:
     if record is None:
         return ""
-    in_maze = facts.is_maze(config)
+    in_maze = "coverage_of_ceiling" in record.progress  # visited bins have no ceiling
     charts = []
     for key, column in record.progress.items():
         if key in ("timesteps", "seconds") or (in_maze and key == "coverage_of_ceiling"):
