@@ -13,6 +13,7 @@ import pytest
 import sb3_exdm
 from sb3_exdm.cli import main
 from sb3_exdm.common.serialization import ArtifactError, read_json
+from sb3_exdm.runs.lock import FolderLocked
 from sb3_exdm.sharing import card, hub
 from tests.conftest import QUIET, tiny_finetune, tiny_pretrain
 from tests.hub_stand_in import logged_in
@@ -207,6 +208,15 @@ def test_a_run_that_is_replaced_stays_if_the_new_one_is_refused(run, server, tmp
     with pytest.raises(ArtifactError):
         sb3_exdm.load_from_hub(REPO, tmp_path / "pulled", overwrite=True)
     pulled.load_model()
+
+
+def test_a_run_that_is_being_written_is_not_replaced(run, server, tmp_path):
+    sb3_exdm.push_to_hub(run, REPO)
+    pulled = sb3_exdm.load_from_hub(REPO, tmp_path / "pulled")
+    before = names(pulled.path)
+    with pulled.lock(), pytest.raises(FolderLocked, match="is being written by"):
+        sb3_exdm.load_from_hub(REPO, tmp_path / "pulled", overwrite=True)
+    assert names(pulled.path) == before
 
 
 def test_an_environment_that_imports_a_module_is_refused(run, server, tmp_path):

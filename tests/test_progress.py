@@ -42,6 +42,26 @@ def test_lines_in_a_pipe(capsys):
     assert re.fullmatch(r"1,000 of 1,000 steps, coverage 0\.312, 00:00 left", lines[-1])
 
 
+def test_time_left_of_a_resumed_run(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("sb3_exdm.common.progress.time.perf_counter", lambda: now)
+    progress = Progress(1000)
+    progress.update(800)  # steps of the run before it was stopped
+    now = 30.0
+    progress.update(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["800 of 1,000 steps, ? left", "900 of 1,000 steps, 00:30 left"]
+
+
+def test_bar_of_a_resumed_run_measures_its_own_speed(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = Progress(1000)
+    progress.update(800)
+    progress.update(100)
+    assert (progress._bar.initial, progress._bar.n) == (800, 900)
+    progress.close()
+
+
 def test_nothing_if_not_wanted(capsys):
     progress = Progress(10, enabled=False)
     progress.update(10)

@@ -19,7 +19,8 @@ class Progress(Derived):
     Report of the steps of a run on stderr.
 
     A terminal shows a bar as wide as it is, also when its width changes; a notebook shows one too. A file or a pipe gets a
-    line after each tenth of the steps, because a bar would fill it with control characters.
+    line after each tenth of the steps, because a bar would fill it with control characters. The time left follows from the
+    speed since the first update, whose steps may be those of a run that is resumed.
 
     :param total: number of steps
     :param enabled: False for no report
@@ -29,7 +30,8 @@ class Progress(Derived):
         self.total = total
         self.n = 0
         self._text = ""
-        self._start = time.perf_counter()
+        self._start: float | None = None
+        self._n_before = 0
         is_bar = enabled and (sys.stderr.isatty() or _is_notebook())
         self._prints = enabled and not is_bar
         arguments: dict[str, Any] = {"dynamic_ncols": True, "bar_format": _FORMAT}
@@ -42,11 +44,26 @@ class Progress(Derived):
         :param n: number of steps
         """
         before, self.n = self.n, self.n + n
-        self._bar.update(n)
+        if self._start is None:
+            self._begin()
+        else:
+            self._bar.update(n)
         if self._prints and before * _N_LINES // self.total < self.n * _N_LINES // self.total:
-            elapsed = time.perf_counter() - self._start
-            left = tqdm.format_interval(elapsed * max(self.total / self.n - 1.0, 0.0))
-            print(f"{self.n:,} of {self.total:,} steps, {self._text}{left} left", file=sys.stderr, flush=True)
+            print(f"{self.n:,} of {self.total:,} steps, {self._text}{self._time_left()}", file=sys.stderr, flush=True)
+
+    def _begin(self) -> None:
+        """Measure the speed from here on."""
+        self._start = time.perf_counter()
+        self._n_before = self._bar.initial = self._bar.n = self._bar.last_print_n = self.n
+        self._bar.unpause()  # its clock too
+        self._bar.refresh()
+
+    def _time_left(self) -> str:
+        done = self.n - self._n_before
+        if self._start is None or done == 0:
+            return "? left"
+        seconds = (time.perf_counter() - self._start) * max(self.total - self.n, 0) / done
+        return f"{tqdm.format_interval(seconds)} left"
 
     def describe(self, name: str, value: float) -> None:
         """

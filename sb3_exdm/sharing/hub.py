@@ -106,6 +106,7 @@ def load_from_hub(
     :raises ArtifactError: if the repository does not exist, is too large, or holds what is not data; nothing is written then
     :raises FileExistsError: if ``out`` holds a run already, or files that are not of a run but have the names of its files, or
         is a file
+    :raises FolderLocked: if another process writes to ``out``
     :raises ImportError: if the extra ``hub`` is not installed
     """
     hub = _import_hub()
@@ -125,12 +126,12 @@ def load_from_hub(
             shutil.copyfile(cached, Path(temporary) / name)
             _check_content(Path(temporary) / name, max_bytes)
         _check_run(RunFolder(temporary))
-        if target.exists():
-            target.remove()
-        target.path.mkdir(exist_ok=True)
-        # The configuration comes last, because it makes the folder a run.
-        for name in sorted(names, key=lambda name: name in (SUMMARY, CONFIG)):
-            (Path(temporary) / name).replace(target.path / name)
+        with target.lock():
+            if target.exists():
+                target.remove()
+            # The configuration comes last, because it makes the folder a run.
+            for name in sorted(names, key=lambda name: name in (SUMMARY, CONFIG)):
+                (Path(temporary) / name).replace(target.path / name)
     return target
 
 
