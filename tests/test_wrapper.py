@@ -341,7 +341,7 @@ def test_reward_of_actions_gets_the_state_they_were_taken_in(vectorized):
                 env.reset()
 
 
-@pytest.mark.parametrize("reward_transform", [None, "exp", "identity"])
+@pytest.mark.parametrize("reward_transform", [None, "sqrt_exp", "exp", "identity"])
 def test_weights_transform_and_info(reward_transform):
     answer = np.array([0.5], dtype=np.float32)
     env = ScoreRewardWrapper(
@@ -397,7 +397,7 @@ def test_a_fitted_model_rewards_from_the_start():
     env = ScoreRewardWrapper(RandomEnv(), model)
     env.reset(seed=0)
     obs, reward, *_ = env.step(np.zeros(2))
-    assert reward == pytest.approx(float(np.exp(model.reward(obs[None])[0])))
+    assert reward == pytest.approx(float(np.exp(model.reward(obs[None])[0] / 2)))
 
 
 def test_frozen_wrapper_follows_the_model_of_another():

@@ -104,7 +104,7 @@ class AblationReward(FittedReward):
             raise ValueError(f"The ablation is for at most {MAX_DIM} dimensions, where score has Fourier features, got {dim}.")
         self.factors = frozenset(factors)
         self.scores_next = "reached" in factors
-        self.reward_transform = "exp" if "transform" in factors else "identity"
+        self.reward_transform = ScoreModel.reward_transform if "transform" in factors else "identity"
         if "transform" not in factors:
             self.score_moments = RunningMoments(1, min_weight=0.0, std_floor=1e-8, device=self.device)
         # Its noises, noise range and sizes are those of score.

@@ -1,8 +1,8 @@
 """
-Tuning of the intrinsic rewards with equal budgets: six settings of each, in a maze and with seeds that no table reports.
+Tuning of the intrinsic rewards with equal budgets: nine settings of each, in a maze and with seeds that no table reports.
 
-Every reward is tried with three values of its most important parameter and both transforms. The setting with the best mean
-coverage is the one that a comparison should use.
+Every reward is tried with three values of its most important parameter and all three transforms. The setting with the best
+mean coverage is the one that a comparison should use.
 
 Example: python examples/experiments/reward_tuning.py --rewards rnd apt --jobs 2
 
@@ -38,7 +38,7 @@ CANDIDATES: dict[str, tuple[str, tuple[float, ...]]] = {
 
 @dataclass(kw_only=True)
 class RewardTuning(Benchmark):
-    """Six settings of every reward, with every maze and seed."""
+    """Nine settings of every reward, with every maze and seed."""
 
     out: Folder = Path("runs/reward-tuning")
     """Folder of the runs."""
@@ -65,7 +65,7 @@ class RewardTuning(Benchmark):
                     total_timesteps=self.steps,
                     reward=reward,
                     reward_kwargs={CANDIDATES[reward][0]: value},
-                    algo_kwargs={"replay_buffer_kwargs": {"reward_transform": transform}},
+                    reward_transform=transform,
                     seed=seed,
                     policy_steps=0,
                     checkpoint_freq=0,
@@ -99,7 +99,7 @@ def _figures(run: PlannedRun[PretrainConfig]) -> dict[str, Any]:
         "task": short_name(config.env_id),
         "reward": config.reward,
         "setting": f"{parameter} {value:g}",
-        "transform": config.algo_kwargs["replay_buffer_kwargs"]["reward_transform"],
+        "transform": config.reward_transform,
         "seed": config.seed,
         "coverage": summary["coverage"],
         "seconds": summary["seconds"],

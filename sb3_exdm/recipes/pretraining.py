@@ -106,7 +106,7 @@ def pretrain(
     :param progress_bar: show a progress bar on a terminal
     :param settings: further fields of :class:`~sb3_exdm.runs.config.PretrainConfig`: ``algo``, ``reward``, ``seed``,
         ``n_envs``, ``vec_env``, ``env_kwargs``, ``profile``, ``algo_kwargs``, ``action_noise``, ``reward_kwargs``,
-        ``coverage_dims``, ``bin_width``, ``policy_steps``, ``checkpoint_freq``, ``keep_checkpoints``
+        ``reward_transform``, ``coverage_dims``, ``bin_width``, ``policy_steps``, ``checkpoint_freq``, ``keep_checkpoints``
     :raises ValueError: for an unknown setting or name, a value of the wrong type or out of range, an environment that
         cannot be used, or a run that was made with other settings; nothing is written then
     :raises FileExistsError: if ``out`` holds a run already, or is a file
@@ -267,13 +267,20 @@ def _build(config: PretrainConfig, env: VecEnv, device: str) -> tuple[BaseAlgori
     hyperparams = config.algo_kwargs
     if config.algo == "ppo":
         wrapped = VecScoreRewardWrapper(
-            env, config.reward, reward_kwargs=config.reward_kwargs, device=device, seed=config.seed
+            env,
+            config.reward,
+            reward_kwargs=config.reward_kwargs,
+            reward_transform=config.reward_transform,
+            device=device,
+            seed=config.seed,
         )
         normalize = needs_normalization(env.observation_space)
         train_env = VecNormalize(wrapped, norm_obs=normalize, gamma=hyperparams["gamma"])
         return build_algorithm("ppo", train_env, hyperparams, seed=config.seed, device=device), wrapped.reward_model
     is_dict = isinstance(env.observation_space, spaces.Dict)
     reward_settings = {"reward": config.reward, "reward_kwargs": {"seed": config.seed, **config.reward_kwargs}}
+    if config.reward_transform is not None:
+        reward_settings["reward_transform"] = config.reward_transform
     model: Any = build_algorithm(
         config.algo,
         normalized(env),

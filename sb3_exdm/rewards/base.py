@@ -33,11 +33,13 @@ SelfReward = TypeVar("SelfReward", bound="FittedReward")
 
 REWARD_TRANSFORMS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "exp": lambda reward: reward.clamp(-4.0, 4.0).exp(),
+    "sqrt_exp": lambda reward: (0.5 * reward).clamp(-4.0, 4.0).exp(),
     "identity": lambda reward: reward,
 }
 """
-Transforms of the standardized reward, by name; functions of a tensor. ``"exp"`` is never negative, so that an agent gains
-nothing by ending an episode. For a score that is affine in -log p(s), as a variational bound is, it is a power of 1 / p(s).
+Transforms of the standardized reward, by name; functions of a tensor. ``"exp"`` and its square root are never negative, so
+that an agent gains nothing by ending an episode. For a score that is affine in -log p(s), as a variational bound is, they are
+powers of 1 / p(s).
 """
 
 SCORE_CHUNK = 4096

@@ -83,6 +83,7 @@ class ScoreModel(FittedReward):
     """
 
     name = "score"
+    reward_transform = "sqrt_exp"
     noises: th.Tensor
     _ranking: th.Tensor
     _n_lost: th.Tensor

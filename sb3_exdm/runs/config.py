@@ -29,6 +29,7 @@ from sb3_exdm.common.validation import (
 from sb3_exdm.finetuning.callback import WARM_UPS
 from sb3_exdm.finetuning.operators import OPERATORS
 from sb3_exdm.policies.diffusion_policy import STARTS
+from sb3_exdm.rewards.base import REWARD_TRANSFORMS
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.envs import VEC_ENVS, import_user_module
 from sb3_exdm.runs.hyperparams import ALGORITHMS, PROFILES, to_plain
@@ -279,6 +280,10 @@ class PretrainConfig(TrainingConfig):
     that registers it first."""
     reward_kwargs: PlainDict = field(default_factory=dict)
     """Arguments of the reward, e.g. '{"n_levels": 2}'."""
+    reward_transform: Annotated[
+        str | None, OneOf(REWARD_TRANSFORMS), _shown("that of the reward", _names(REWARD_TRANSFORMS))
+    ] = None
+    """Function of the standardized reward that the agent gets."""
     coverage_dims: Annotated[tuple[int, ...] | None, _shown("those of the robot, or 0 1", "D [D ...]")] = None
     """Dimensions of the observation whose visited bins are counted, where the environment is not a maze."""
     bin_width: Annotated[
