@@ -65,8 +65,12 @@ def test_mazes(tmp_path, explored, in_process, monkeypatch):
     assert [[line.split("|")[1].strip() for line in table[2:]] for table in tables] == [
         ["select", "gaussian", "scratch"],
         ["gaussian − select", "scratch − select"],
+        ["select", "gaussian", "scratch"],  # areas
+        [f"{method}, {level}" for method in ("select", "gaussian", "scratch") for level in (0.5, 0.8)],
         ["select", "gaussian"],
         ["gaussian − select"],
+        ["select", "gaussian"],
+        [f"{method}, {level}" for method in ("select", "gaussian") for level in (0.5, 0.8)],
         [f"{policy}, {data}" for policy in ("fine-tuned", "distilled") for data in ("new data only", "reused data")],
         [MAZE],
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sb3_exdm.benchmark.curves import area, curve_figures, learning_curve, steps_to
 from sb3_exdm.benchmark.report import SCORES, report
 from sb3_exdm.benchmark.statistics import mean_interval, rate_interval, success_interval
 from sb3_exdm.cli import main
@@ -167,6 +168,43 @@ def test_tables_of_tasks_and_differences(tmp_path):
     assert differences[2][0] == "diffusion select, from scratch − diffusion select, pre-trained"
     paired = mean_interval([0.1 - 0.4, 0.2 - 0.6])
     assert differences[2][1:] == ["–", f"-0.350 [{paired.low:+.3f}, {paired.high:+.3f}]", "–"]
+
+
+# Curves -------------------------------------------------------------------------------------------------------------------
+
+
+def write_curve(folder: Path, rates: list[float]) -> None:
+    rows = [f"{1000 * i},{1.5 * i},{rate - 7.0},{rate}" for i, rate in enumerate(rates)]
+    (folder / "progress.csv").write_text("\n".join(["timesteps,seconds,mean_reward,success_rate", *rows, ""]))
+
+
+def test_area_and_steps_of_a_curve():
+    timesteps, values = np.array([0.0, 1000.0, 3000.0]), np.array([0.0, 1.0, 0.6])
+    assert area(timesteps, values) == pytest.approx((500.0 + 1600.0) / 3000.0)
+    assert steps_to(0.5, timesteps, values) == 1000.0 and steps_to(0.0, timesteps, values) == 0.0
+    assert steps_to(1.1, timesteps, values) == np.inf
+    assert np.isnan(area(timesteps[:1], values[:1])) and np.isnan(steps_to(0.5, np.zeros(0), np.zeros(0)))
+    assert list(curve_figures(timesteps, values)) == ["area", "steps_to_0.5", "steps_to_0.8"]
+
+
+def test_curves_in_the_report(tmp_path):
+    for seed, rates in enumerate(([0.0, 0.5, 1.0], [0.0, 0.0, 0.7], [0.0, 0.9, 0.9])):
+        write_curve(make_run(tmp_path / f"a-{seed}", rates[-1], seed=seed), rates)
+        write_curve(make_run(tmp_path / f"b-{seed}", 0.0, seed=seed, pretrained=None), [0.0, 0.0, 0.0])
+    text = report(sorted(tmp_path.glob("?-?")), tmp_path / "out", reps=50)
+    lines = {line.split("|")[1].strip(): line for line in text.split("Steps to a success rate")[1].splitlines() if "|" in line}
+    assert lines["diffusion select, pre-trained, 0.5"].split("|")[2].strip() == "1,000"
+    assert lines["diffusion select, pre-trained, 0.8"].split("|")[2].strip() == "2,000 (2 of 3)"
+    assert lines["diffusion select, from scratch, 0.8"].split("|")[2].strip() == "not reached (0 of 3)"
+    areas = [float(row["area"]) for row in rows_of(tmp_path / "out" / "runs.csv")]
+    assert areas == pytest.approx([0.5, 0.175, 0.675, 0.0, 0.0, 0.0])
+    assert "which is the mean success rate while learning" in text
+
+
+def test_a_run_without_a_curve_has_no_area(tmp_path):
+    timesteps, values = learning_curve(make_run(tmp_path / "run"), "success_rate")
+    assert len(timesteps) == len(values) == 0
+    assert "Area under" not in report([tmp_path / "run"], tmp_path / "out", reps=50)
 
 
 # Scores -------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sb3_exdm.benchmark.curves import STEPS_CAPTION, curve_figures, learning_curve, steps_table
 from sb3_exdm.benchmark.statistics import (
     DIFFERENCES,
     MEAN_INTERVAL,
@@ -162,6 +163,8 @@ def _figures(runs: Sequence[Facts], score: str) -> pd.DataFrame:
     columns = [*dict.fromkeys([*optional, *(name for name in _REQUIRED if name != "seed")]), "folder"]
     facts = pd.DataFrame([{name: run.get(name) for name in columns} for run in runs])
     facts["env_kwargs"] = [json.dumps(run.get("env_kwargs", {})) for run in runs]
+    curves = pd.DataFrame([curve_figures(*learning_curve(run["folder"], score)) for run in runs])
+    facts = facts.join(curves if score in _COMPARABLE else curves[["area"]])
     for (method, task, seed), same in facts["folder"].groupby([labels[name] for name in labels], sort=False):
         if len(same) > 1:
             raise ValueError(f"{' and '.join(same[:2])} are both of {method!r} in {task} with seed {seed}; name one of them.")
@@ -331,6 +334,20 @@ def _make_report(figures: pd.DataFrame, aggregates: pd.DataFrame, score: str, no
         f"{n_seeds}:",
         markdown_table(interval_table(figures, "value", n_seeds, _interval_of(score))),
     ]
-    if n_methods > 1 and n_seeds > 1:
+    has_differences = n_methods > 1 and n_seeds > 1
+    if has_differences:
         parts += [f"{DIFFERENCES}:", markdown_table(interval_table(figures, "value", n_seeds, differences=True))]
+    if figures["area"].notna().all():
+        cells_of_area = interval_table(figures, "area", n_seeds, _interval_of(score))
+        parts += [
+            f"Area under the learning curve, which is the mean {SCORES[score]} while learning, with a {interval}:",
+            markdown_table(cells_of_area),
+        ]
+        if has_differences:
+            parts += [f"{DIFFERENCES}:", markdown_table(interval_table(figures, "area", n_seeds, differences=True))]
+        if score in _COMPARABLE:
+            parts += [
+                f"Steps to a {SCORES[score]} {STEPS_CAPTION}:",
+                markdown_table(steps_table(figures)),
+            ]
     return "\n\n".join(parts)
