@@ -17,7 +17,7 @@ import pandas as pd
 import tyro
 from tyro.conf import arg
 
-from sb3_exdm.benchmark.base import Benchmark, Count, Folder, Mazes
+from sb3_exdm.benchmark.base import Benchmark, Folder, Mazes, Positive
 from sb3_exdm.benchmark.plan import PlannedRun, short_name
 from sb3_exdm.benchmark.tables import markdown_table, write_text
 from sb3_exdm.common.validation import check_choice
@@ -48,7 +48,7 @@ class RewardTuning(Benchmark):
     """Names or env ids of mazes."""
     rewards: Annotated[tuple[str, ...], arg(metavar=f"{{{','.join(CANDIDATES)}}} [...]")] = tuple(CANDIDATES)
     """Intrinsic rewards."""
-    steps: Count = 30_000
+    steps: Positive = 30_000
     """Environment steps of a run."""
 
     def validate(self) -> None:

@@ -1,4 +1,4 @@
-"""The crossroads, and the plan and report of the experiment on initial policies."""
+"""Experiments that are sweeps: all can be imported; the tuning of rewards; initial policies and their crossroads."""
 
 import importlib
 from pathlib import Path
@@ -12,6 +12,23 @@ from gymnasium.utils.env_checker import check_env
 from sb3_exdm.runs.folder import RunFolder
 
 FOLDER = Path(__file__).parent.parent / "examples" / "experiments"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_every_experiment_can_be_imported(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    assert importlib.import_module(name if name != "ablation" else "examples.experiments.ablation").__doc__
+
+
+def test_tuning_gives_every_reward_the_same_number_of_settings(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("reward_tuning")
+    runs = module.RewardTuning.make(out=tmp_path, seeds=(0,)).plan()
+    settings = [(run.config.reward, run.config.reward_transform, str(run.config.reward_kwargs)) for run in runs]
+    assert len(set(settings)) == len(runs)
+    assert {name: [reward for reward, *_ in settings].count(name) for name in module.CANDIDATES} == dict.fromkeys(
+        module.CANDIDATES, 9
+    )
 
 
 @pytest.fixture
