@@ -377,6 +377,11 @@ def test_refused_runs(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_in_a_planted_summary_are_not_read(tmp_path):
+    make_run(tmp_path / "run", summary={"env_id": [0], "policy": {}, "seed": None})
+    assert "diffusion select, pre-trained" in report([tmp_path / "run"], tmp_path / "out", reps=50)
+
+
 def test_without_rliable_the_error_says_what_to_install(tmp_path, monkeypatch):
     sweep = make_sweep(tmp_path / "sweep", np.random.default_rng(0).random((10, 1)))
     monkeypatch.setitem(sys.modules, "rliable", None)

@@ -276,3 +276,9 @@ def test_optimizers_of_other_weights_are_refused():
     first.step()
     with pytest.raises(ValueError, match=r"has the shape \(2,\), not \(3,\)"):
         serialization.load_optimizer(second, first.state_dict())
+
+
+@pytest.mark.parametrize("steps", [0, -1, 10**15, 2.5, "x"])
+def test_episodes_without_an_end_are_refused(steps):
+    with pytest.raises(ValueError, match=r"env_kwargs\['max_episode_steps'\] must be"):
+        sb3_exdm.pretrain("Maze2d-SquareA-v0", 64, env_kwargs={"max_episode_steps": steps}, **QUIET)

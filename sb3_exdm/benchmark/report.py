@@ -124,7 +124,8 @@ def _read_run(folder: Path) -> Facts:
     config = RunFolder(folder).config
     if config["command"] != "finetune":
         raise ArtifactError(f"{folder} holds a run of exdm {config['command']}; name runs of exdm finetune.")
-    facts = {**config, **RunFolder(folder).summary, "folder": str(folder)}
+    # The summary repeats settings, whose types are checked in the configuration.
+    facts = {**RunFolder(folder).summary, **config, "folder": str(folder)}
     missing = [key for key in _REQUIRED if key not in facts]
     if missing:
         raise ArtifactError(f"The run in {folder} has no {', '.join(missing)}; it may be damaged.")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,10 +21,13 @@ from sb3_exdm.common.env_wrappers import CopyObservation, PolicyObservation, pol
 from sb3_exdm.common.registry import Registry
 from sb3_exdm.common.resources import check_memory
 from sb3_exdm.common.spaces import is_bounded_vector
-from sb3_exdm.common.validation import did_you_mean, shown
+from sb3_exdm.common.validation import Between, check_value, did_you_mean, shown
 from sb3_exdm.envs import Maze2dSB3VecEnv, SB3VecEnv
 from sb3_exdm.envs.urlb import TASKS, VECTORIZED_DOMAINS
 from sb3_exdm.metrics import StateCoverage
+
+EpisodeSteps = Annotated[int, Between(1, 10**6)]
+"""Limit on the steps of an episode, without which an evaluation may never end."""
 
 VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv] | None] = {
     "auto": None,
@@ -236,6 +239,8 @@ class EnvSource:
         :raises ValueError: if the environment cannot be made
         """
         env_kwargs = env_kwargs or {}
+        if self.make is None and env_kwargs.get("max_episode_steps") is not None:  # an argument of gymnasium.make
+            check_value("env_kwargs['max_episode_steps']", env_kwargs["max_episode_steps"], EpisodeSteps)
         factory = self.factory
         if vec_env == "subproc":
             check_memory(n_envs * PROCESS_BYTES, f"A process for each of {n_envs:,} environments", "lower n_envs")
