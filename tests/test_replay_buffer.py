@@ -77,7 +77,7 @@ def test_n_step_returns_against_a_plain_loop(n_added, n_steps):
     batch, envs = sample_at(buffer, steps)
 
     def transform(reward):
-        return REWARD_TRANSFORMS["exp"](th.as_tensor(reward)).numpy()
+        return REWARD_TRANSFORMS[buffer.reward_model.reward_transform](th.as_tensor(reward)).numpy()
 
     for row, (start, env) in enumerate(zip(steps, envs, strict=True)):
         total, discount, step = 0.0, 1.0, start

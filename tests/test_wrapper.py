@@ -713,7 +713,7 @@ def test_subprocesses_compute_the_rewards_of_one_process():
         (dict(train_freq=2.5), "train_freq"),
         (dict(gradient_steps=-1), "gradient_steps"),
         (dict(batch_size=0), "batch_size"),
-        (dict(reward_transform="log"), "Unknown reward_transform 'log'; choose one of exp, identity"),
+        (dict(reward_transform="log"), "Unknown reward_transform 'log'; choose one of exp, sqrt_exp, identity"),
         (dict(reward="curiosity"), "Unknown reward 'curiosity'"),
         (dict(reward=make_reward("rnd", spaces.Box(-1, 1, (9,)), device="cpu")), "built for the observation_space"),
     ],
