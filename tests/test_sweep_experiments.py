@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from examples.experiments import expressiveness, reward_tuning
 from sb3_exdm.rewards.registry import REWARDS
 from sb3_exdm.runs.folder import RunFolder
 
@@ -24,14 +25,12 @@ def test_every_experiment_can_be_imported(name, monkeypatch):
         REWARDS.unregister(reward)
 
 
-def test_tuning_gives_every_reward_the_same_number_of_settings(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    module = importlib.import_module("reward_tuning")
-    runs = module.RewardTuning.make(out=tmp_path, seeds=(0,)).plan()
+def test_tuning_gives_every_reward_the_same_number_of_settings(tmp_path):
+    runs = reward_tuning.RewardTuning.make(out=tmp_path, seeds=(0,)).plan()
     settings = [(run.config.reward, run.config.reward_transform, str(run.config.reward_kwargs)) for run in runs]
     assert len(set(settings)) == len(runs)
-    assert {name: [reward for reward, *_ in settings].count(name) for name in module.CANDIDATES} == dict.fromkeys(
-        module.CANDIDATES, 9
+    assert {name: [reward for reward, *_ in settings].count(name) for name in reward_tuning.CANDIDATES} == dict.fromkeys(
+        reward_tuning.CANDIDATES, 9
     )
 
 
@@ -46,7 +45,7 @@ def test_api(crossroads):
 
 
 def walk(env, targets):
-    """Go straight from target to target; return the last observation, the sum of rewards and how the episode ended."""
+    """Go straight from target to target; return the sides that were seen, the sum of rewards and how the episode ended."""
     observation, total = env.reset(seed=None)[0], 0.0
     sides = {observation[2]}
     for target in targets:
@@ -82,20 +81,18 @@ def test_nothing_is_shown_before(crossroads):
 
 
 def test_plan(crossroads, tmp_path):
-    module = importlib.import_module("expressiveness")
-    benchmark = module.Expressiveness.make(out=tmp_path / "out", pretrained=tmp_path / "pre", seeds=(10, 11))
+    benchmark = expressiveness.Expressiveness.make(out=tmp_path / "out", pretrained=tmp_path / "pre", seeds=(10, 11))
     runs = benchmark.plan()
     assert len({run.folder for run in runs}) == len(runs) == 2 * 5 * (1 + 3 * 2)
     explored = {run.folder for run in runs if run.requires is None}
     assert all(run.requires in explored for run in runs if run.folder not in explored)
     with pytest.raises(ValueError, match="Unknown task 'SquareQ'"):
-        module.Expressiveness.make(tasks=("SquareQ",)).validate()
+        expressiveness.Expressiveness.make(tasks=("SquareQ",)).validate()
 
 
 def test_report(crossroads, tmp_path):
     """With run folders as far as the report looks into them."""
-    module = importlib.import_module("expressiveness")
-    benchmark = module.Expressiveness.make(
+    benchmark = expressiveness.Expressiveness.make(
         out=tmp_path / "out", pretrained=tmp_path / "pre", seeds=(10, 11), tasks=("Crossroads",), report_only=True
     )
     finetuned = [run for run in benchmark.plan() if run.requires is not None]

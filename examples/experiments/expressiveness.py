@@ -20,7 +20,7 @@ import tyro
 from tyro.conf import arg
 
 from sb3_exdm.benchmark.base import Benchmark, Folder, Positive
-from sb3_exdm.benchmark.curves import STEPS_CAPTION, curve_figures, learning_curve, steps_table
+from sb3_exdm.benchmark.curves import AREA_CAPTION, STEPS_CAPTION, curve_figures, learning_curve, steps_table
 from sb3_exdm.benchmark.finetune import GOAL
 from sb3_exdm.benchmark.plan import PlannedRun, short_name
 from sb3_exdm.benchmark.statistics import DIFFERENCES, RATE_INTERVAL
@@ -31,9 +31,9 @@ from sb3_exdm.runs.config import FinetuneConfig, PretrainConfig
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))  # also in the processes of the runs
 
+MAZES = ("SquareC", "SquareTree", "SquareBottleneck", "SquareLarge")
 TASKS: dict[str, dict[str, Any]] = {
-    **{maze: {"env_id": f"Maze2d-{maze}-v0", "env_kwargs": GOAL} for maze in ("SquareC", "SquareTree", "SquareBottleneck")},
-    "SquareLarge": {"env_id": "Maze2d-SquareLarge-v0", "env_kwargs": GOAL},
+    **{maze: {"env_id": f"Maze2d-{maze}-v0", "env_kwargs": GOAL} for maze in MAZES},
     "Crossroads": {"env_id": "crossroads:Crossroads-v0"},
 }
 """Environments of the tasks, and their arguments."""
@@ -114,7 +114,7 @@ class Expressiveness(Benchmark):
             column = f"success_{steps}"
             parts += [f"After {steps:,} steps:", markdown_table(interval_table(figures, column, n_seeds))]
         parts += [
-            "Area under the learning curve, which is the mean success rate while learning:",
+            f"{AREA_CAPTION.format('success rate')}:",
             markdown_table(interval_table(figures, "area", n_seeds)),
             f"{DIFFERENCES}:",
             markdown_table(interval_table(figures, "area", n_seeds, differences=True)),

@@ -12,6 +12,8 @@ from sb3_exdm.runs.folder import RunFolder
 
 LEVELS = (0.5, 0.8)
 """Scores whose first step is reported, as shares of the best."""
+AREA_CAPTION = "Area under the learning curve, which is the mean {} while learning"
+"""Caption of tables of :func:`area`, with the name of the score to be filled in."""
 STEPS_CAPTION = (
     f"of {' and '.join(f'{level:g}' for level in LEVELS)} at an evaluation, median over seeds, with the number of seeds that "
     "reached it where some did not"

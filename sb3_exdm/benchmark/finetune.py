@@ -8,7 +8,7 @@ import pandas as pd
 from tyro.conf import arg
 
 from sb3_exdm.benchmark.base import METHODS, FinetuneSweep, Folder, Mazes, ReuseData, method_of
-from sb3_exdm.benchmark.curves import STEPS_CAPTION, curve_figures, learning_curve, steps_table
+from sb3_exdm.benchmark.curves import AREA_CAPTION, STEPS_CAPTION, curve_figures, steps_table
 from sb3_exdm.benchmark.plan import PlannedRun, short_name
 from sb3_exdm.benchmark.statistics import DIFFERENCES, RATE_INTERVAL
 from sb3_exdm.benchmark.tables import count, interval_table, markdown_table, value_at, write_text
@@ -81,7 +81,7 @@ class FinetuneBenchmark(FinetuneSweep):
                 cells = interval_table(mine, f"success_{self.steps}", n_seeds, differences=True)
                 parts += [f"{DIFFERENCES}, {_DATA[reuse_data]}:", markdown_table(cells)]
             parts += [
-                f"Area under the learning curve, which is the mean success rate while learning, {_DATA[reuse_data]}:",
+                f"{AREA_CAPTION.format('success rate')}, {_DATA[reuse_data]}:",
                 markdown_table(interval_table(mine, "area", n_seeds)),
                 f"Steps to a success rate {STEPS_CAPTION}, {_DATA[reuse_data]}:",
                 markdown_table(steps_table(mine)),
@@ -105,15 +105,14 @@ class FinetuneBenchmark(FinetuneSweep):
 def _figures(run: PlannedRun[FinetuneConfig], checkpoints: list[int]) -> dict[str, Any]:
     """Row of ``runs.csv``."""
     config, summary, progress = run.config, RunFolder(run.folder).summary, RunFolder(run.folder).progress()
-    rates = progress["timesteps"], progress["success_rate"]
-    curve = learning_curve(run.folder, "success_rate")
+    curve = progress["timesteps"], progress["success_rate"]
     return {
         "task": short_name(config.env_id),
         "method": method_of(config),
         "reuse_data": config.reuse_data,
         "seed": config.seed,
         "timesteps": summary["timesteps"],
-        **{f"success_{steps}": value_at(steps, *rates) for steps in checkpoints},
+        **{f"success_{steps}": value_at(steps, *curve) for steps in checkpoints},
         **curve_figures(*curve),
         "mean_reward": summary["mean_reward"],
         "distilled": summary.get("distilled_success_rate"),

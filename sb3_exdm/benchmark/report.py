@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sb3_exdm.benchmark.curves import STEPS_CAPTION, curve_figures, learning_curve, steps_table
+from sb3_exdm.benchmark.curves import AREA_CAPTION, STEPS_CAPTION, curve_figures, learning_curve, steps_table
 from sb3_exdm.benchmark.statistics import (
     DIFFERENCES,
     MEAN_INTERVAL,
@@ -341,7 +341,7 @@ def _make_report(figures: pd.DataFrame, aggregates: pd.DataFrame, score: str, no
     if figures["area"].notna().all():
         cells_of_area = interval_table(figures, "area", n_seeds, _interval_of(score))
         parts += [
-            f"Area under the learning curve, which is the mean {SCORES[score]} while learning, with a {interval}:",
+            f"{AREA_CAPTION.format(SCORES[score])}, with a {interval}:",
             markdown_table(cells_of_area),
         ]
         if has_differences:
