@@ -45,6 +45,7 @@ robotics = ["gymnasium-robotics>=1.4", "mujoco>=3.2.7,<3.12"]
 # dm_control needs labmaze, which has no wheel for Python 3.13: its build needs bazel.
 # mujoco 4 breaks dm_control 1.0.50, and older versions of mujoco break it as well.
 dmc = ["dm_control>=1.0.50,<2.0", "mujoco>=3.17,<4", "shimmy>=2.0,<3.0"]
+dmc_where_it_installs = [f'{requirement}; python_version < "3.13"' for requirement in dmc]
 docs = ["furo>=2024.8", "latex2mathml>=3.77", "myst-parser>=4", "sphinx>=8.1", "sphinx-copybutton>=0.5"]
 tests = [
     "build>=1.2",
@@ -108,7 +109,7 @@ setup(
         "hub": hub,
         "minari": minari,
         "tests": tests,
-        "all": benchmark + dmc + video + hub + minari,
+        "all": benchmark + dmc_where_it_installs + video + hub + minari,
     },
     entry_points={"console_scripts": ["exdm=sb3_exdm.cli:main"]},
 )
