@@ -28,10 +28,7 @@ PAPER_COVERAGE = {
     "SquareLarge": (0.71, 0.07),
 }
 """ExDM after 100,000 steps, mean and standard deviation of 10 seeds (arXiv 2502.07279)."""
-TUNED: dict[str, dict[str, Any]] = {
-    "apt": {"reward_kwargs": {"n_neighbors": 3}, "reward_transform": "identity"},
-    "rnd": {"reward_transform": "identity"},
-}
+TUNED: dict[str, dict[str, Any]] = {"apt": {"reward_kwargs": {"n_neighbors": 3}}}
 """
 Settings of rewards other than their defaults: the best of equally many in SquareD with seed 0, which no table reports
 (``examples/experiments/reward_tuning.py``).

@@ -224,6 +224,7 @@ def _resolve(config: PretrainConfig, source: EnvSource, env: VecEnv) -> Pretrain
         profile=profile,
         algo_kwargs=merge(defaults, config.algo_kwargs),
         action_noise=action_noise,
+        reward_transform=config.reward_transform or PROFILES[profile].reward_transform,
         coverage_dims=None if dims is None else tuple(dims),
         checkpoint_freq=PROFILES[profile].checkpoint_freq if config.checkpoint_freq is None else config.checkpoint_freq,
     )

@@ -59,11 +59,17 @@ class APTReward(FittedReward):
         return {"apt_references": float(min(self.n_fitted.item(), n_references))}
 
     def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
+        return self._log_distance(observations, without_nearest=False)
+
+    def _score_fitted(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
+        return self._log_distance(observations, without_nearest=True)  # the nearest is the state itself
+
+    def _log_distance(self, observations: th.Tensor, without_nearest: bool) -> th.Tensor:
         references = self.references[: int(self.n_fitted)]
-        if len(references) == 0:
+        if len(references) <= without_nearest:
             return th.zeros(len(observations), device=self.device)
         # The faster product form loses small distances to round-off.
         distances = th.cdist(observations, references, compute_mode="donot_use_mm_for_euclid_dist")
-        k = min(self.n_neighbors, len(references))
-        nearest = distances.topk(k, dim=1, largest=False, sorted=False).values  # (batch, k)
-        return nearest.mean(dim=1).log1p()
+        k = min(self.n_neighbors + without_nearest, len(references))
+        nearest = distances.topk(k, dim=1, largest=False, sorted=True).values  # (batch, k)
+        return nearest[:, int(without_nearest) :].mean(dim=1).log1p()

@@ -230,6 +230,13 @@ class FittedReward(nn.Module, ABC):
     def _score_batch(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
         """Compute scores ``(batch,)``, larger where less was visited; the parameters are those of :meth:`_fit_batch`."""
 
+    def _score_fitted(self, observations: th.Tensor, actions: th.Tensor | None) -> th.Tensor:
+        """
+        Compute scores ``(batch,)`` of states that were fitted last, from which their mean and scale are estimated. A subclass
+        that remembers states leaves out what it remembers of these.
+        """
+        return self._score_batch(observations, actions)
+
     # Called by users --------------------------------------------------------------------------------------------------
 
     @th.enable_grad()  # some algorithms, ARS for one, step environments without gradients
@@ -266,7 +273,7 @@ class FittedReward(nn.Module, ABC):
         if gradient_steps != 1 or self.whitening.n_batches.item() % 4 == 1:
             probe = slice(None, None, max(len(states) // 128, 1))
             with th.no_grad():
-                scores = self._score_batch(states[probe], None if acts is None else acts[probe])
+                scores = self._score_fitted(states[probe], None if acts is None else acts[probe])
             self._update_score_moments(scores)
         return totals
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -78,7 +78,9 @@ class ScoreModel(FittedReward):
         :func:`~sb3_exdm.rewards.features.default_frequencies`
     :param learning_rate: learning rate of Adam; by default 1e-2, 8e-3 for one layer of 256, 2e-3 for two of 128, 4e-3 for one
         of 512
-    :param ema_rate: rate of the moving average of the weights
+    :param ema_rate: rate of the moving average of the weights; by default 0.9 for two layers of 32, 0.99 for others. 0.99 lags
+        behind the agent by some 800 transitions: early in SquareLarge, the rank correlation with the distance to neighbors
+        over the states reached last is 0.33, with 0.9 it is 0.59
     :param kwargs: ``batch_size``, ``seed`` and ``device``, see :class:`~sb3_exdm.rewards.base.FittedReward`
     """
 
@@ -99,7 +101,7 @@ class ScoreModel(FittedReward):
         net_arch: NetArch | None = None,
         n_frequencies: NFrequencies | None = None,
         learning_rate: LearningRate | None = None,
-        ema_rate: Annotated[float, Between(0.0, 1.0, open_high=True)] = 0.99,
+        ema_rate: Annotated[float, Between(0.0, 1.0, open_high=True)] | None = None,
         **kwargs: Any,
     ) -> None:
         check_choice("kind", kind, ("state", "action"))
@@ -112,15 +114,15 @@ class ScoreModel(FittedReward):
         self.condition_features: StateFeatures | None = None
         if self.needs_actions:
             self.condition_features = StateFeatures(self.observation_dim, n_frequencies, self.device)
-        widths, default_rate = _network_size(dim, self.observation_dim if self.needs_actions else 0)
+        default = _default_network(dim, self.observation_dim if self.needs_actions else 0)
         self.noise_range = NoiseRange(dim, n_frequencies=default_frequencies(dim, n_frequencies), device=self.device)
         self.model = DiffusionModel(
             dim,
             0 if self.condition_features is None else self.condition_features.width,
-            net_arch=net_arch or widths,
+            net_arch=net_arch or default.net_arch,
             frequencies=self.noise_range.frequencies.tolist(),
-            learning_rate=learning_rate or default_rate,
-            ema_rate=ema_rate,
+            learning_rate=learning_rate or default.learning_rate,
+            ema_rate=default.ema_rate if ema_rate is None else ema_rate,
             seed=self.seed,
             device=self.device,
         )
@@ -229,13 +231,20 @@ class ScoreModel(FittedReward):
         self._apply_noise_range()
 
 
-def _network_size(dim: int, condition_dim: int) -> tuple[list[int], float]:
-    """Return the default widths of the hidden layers and the learning rate for them."""
+class _Network(NamedTuple):
+    """Widths of the hidden layers, and what goes with them."""
+
+    net_arch: list[int]
+    learning_rate: float
+    ema_rate: float
+
+
+def _default_network(dim: int, condition_dim: int) -> _Network:
     if dim > 32:
-        return [512], 4e-3
+        return _Network([512], 4e-3, 0.99)
     if dim + condition_dim <= 8:
-        return [32, 32], 1e-2
-    return ([256], 8e-3) if condition_dim == 0 else ([128, 128], 2e-3)
+        return _Network([32, 32], 1e-2, 0.9)
+    return _Network([256], 8e-3, 0.99) if condition_dim == 0 else _Network([128, 128], 2e-3, 0.99)
 
 
 def _rank_correlation(first: th.Tensor, second: th.Tensor) -> float:

@@ -281,7 +281,9 @@ class PretrainConfig(TrainingConfig):
     reward_kwargs: PlainDict = field(default_factory=dict)
     """Arguments of the reward, e.g. '{"n_levels": 2}'."""
     reward_transform: Annotated[
-        str | None, OneOf(REWARD_TRANSFORMS), _shown("that of the reward", _names(REWARD_TRANSFORMS))
+        str | None,
+        OneOf(REWARD_TRANSFORMS),
+        _shown("identity in low dimension, else that of the reward", _names(REWARD_TRANSFORMS)),
     ] = None
     """Function of the standardized reward that the agent gets."""
     coverage_dims: Annotated[tuple[int, ...] | None, _shown("those of the robot, or 0 1", "D [D ...]")] = None
