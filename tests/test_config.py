@@ -80,6 +80,11 @@ class TestConfig:
             once = resolve(config)
             assert once.profile == "low_dim" and resolve(once) == once
 
+    def test_rewards_are_not_skewed_in_low_dimension_unless_asked(self):
+        assert resolve(PretrainConfig.make(env_id=MAZE)).reward_transform == "identity"
+        assert resolve(PretrainConfig.make(env_id=MAZE, reward_transform="exp")).reward_transform == "exp"
+        assert resolve(PretrainConfig.make(env_id=MAZE, profile="proprioceptive")).reward_transform is None
+
 
 class TestKwargs:
     def test_nearest_argument_and_types(self):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch as th
 
+from conftest import tiny_pretrain
 from examples.experiments import bandit, throughput
 from examples.experiments.estimator import (
     evaluate_reward,
@@ -17,6 +18,7 @@ from examples.experiments.estimator import (
     rank_correlation,
     run_estimator,
 )
+from examples.experiments.tracking import run_tracking
 from sb3_exdm.envs import MazeLayout
 from sb3_exdm.finetuning import OPERATORS
 
@@ -165,6 +167,18 @@ def test_estimator_report(tmp_path, monkeypatch):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 2
     assert all(-1 <= float(row["correlation"]) <= 1 for row in rows)
+
+
+def test_tracking(tmp_path):
+    tiny_pretrain(4800, out=tmp_path / "run", algo_kwargs={"learning_starts": 4800})  # acts at random
+    report = run_tracking((tmp_path / "run",), ("apt",), steps=4800, out=tmp_path)
+    figures = pd.read_csv(tmp_path / "tracking.csv")
+    assert figures["steps"].tolist() == [3200, 4800] and figures["last"].min() > 0.3
+    assert report == (tmp_path / "tracking.md").read_text(encoding="utf-8").rstrip("\n") and "apt" in report
+    with pytest.raises(ValueError, match="depends on actions"):
+        run_tracking((tmp_path / "run",), ("edp",))
+    with pytest.raises(ValueError, match="steps must be"):
+        run_tracking((tmp_path / "run",), steps=100)
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,8 @@ def test_fit_changes_the_score(name):
 @ALL
 def test_reward_is_standardized(name):
     model = make(name)
-    # The error of RND falls fast at first, faster than its moments follow.
-    for seed in range(200 if name == "rnd" else 60):
+    # These errors fall fast at first, faster than their moments follow.
+    for seed in range(200 if name in ("rnd", "edp") else 60):
         model.fit(*states(64, seed))
     reward = model.reward(*states(500))
     if name == "zero":
@@ -150,6 +150,16 @@ def test_reward_is_standardized(name):
         assert reward.min() > 0.0 and 0.5 < reward.std() < 2.0
     else:
         assert abs(reward.mean()) < 0.5 and 0.4 < reward.std() < 2.5
+
+
+def test_rewards_of_apt_are_centered_at_states_that_are_not_remembered():
+    """A remembered state is its own nearest neighbor; with a mean over such states, all others had rewards around 1."""
+    model = make_reward("apt", OBSERVATIONS, None, n_neighbors=3, seed=0, device="cpu")
+    for seed in range(60):
+        model.fit(states(256, seed)[0])
+    reward = model.reward(states(2000, 1000)[0])
+    assert abs(reward.mean()) < 0.2 and 0.8 < reward.std() < 1.25
+    assert model.reward(states(256, 59)[0]).mean() < -0.5
 
 
 @ALL
