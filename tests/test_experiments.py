@@ -169,6 +169,7 @@ def test_estimator_report(tmp_path, monkeypatch):
     assert all(-1 <= float(row["correlation"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_tracking(tmp_path):
     tiny_pretrain(4800, out=tmp_path / "run", algo_kwargs={"learning_starts": 4800})  # acts at random
     report = run_tracking((tmp_path / "run",), ("apt",), steps=4800, out=tmp_path)

@@ -11,7 +11,7 @@ The first run is exdm-paper, every further one replaces one more of its choices 
     bank             as many draws as before, but the same for all states: evenly spaced times, noises in opposite pairs
     range            noise levels that follow the data, few and evenly spaced in the log signal-to-noise ratio; so do features
     averaging        score with averaged weights
-    transform        center the reward by moving moments and take the exponential
+    transform        center the reward by moving moments (mazes are explored with the result as it is)
     network          the plain layers and the learning rate of score instead of three residual blocks of 256 at 1e-4
 
 The network of the authors takes most of the time: two hours for 100,000 steps on one core. With network as the first
