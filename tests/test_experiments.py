@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch as th
-
 from conftest import tiny_pretrain
+
 from examples.experiments import bandit, throughput
 from examples.experiments.estimator import (
     evaluate_reward,
